@@ -1,0 +1,265 @@
+"""The linear operators of a projection: what happens to spikes between two populations.
+
+An operator maps a tensor of shape `in_shape` to one of shape `out_shape`. Pooling is folded into its addressing: a
+`SumPool` says which pooled cell a source neuron counts into, and the weights are those of the pooled cells. Weights are
+shared, never expanded to one entry a synapse, and may be floats or integers.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from spikeport.models.errors import GraphError
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SumPool:
+    """Sum over windows of `kernel` at steps of `stride` (no padding). (height, width)."""
+
+    kernel: Pair
+    stride: Pair
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Shape (channels, height, width) after pooling."""
+        channels, height, width = shape
+        rows = (height - self.kernel[0]) // self.stride[0] + 1
+        columns = (width - self.kernel[1]) // self.stride[1] + 1
+        if rows < 1 or columns < 1:
+            raise GraphError(f"pooling {self.kernel} does not fit into an input of shape {shape}.")
+        return channels, rows, columns
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (batch, channels, height, width)."""
+        return F.avg_pool2d(x, self.kernel, self.stride, divisor_override=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A linear map from `in_shape` to `out_shape` with shared weights."""
+
+    in_shape: Shape
+    weight: np.ndarray
+    pool: SumPool | None = None
+
+    @property
+    def pooled_shape(self) -> Shape:
+        """Shape that the weights see: the input, pooled where pooling is folded in."""
+        return self.pool.out_shape(self.in_shape) if self.pool else self.in_shape
+
+    @property
+    def out_shape(self) -> Shape:
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """Lower-case name used in files and chip costs: dense, conv, sparse, one_to_one."""
+        raise NotImplementedError
+
+    @property
+    def n_in(self) -> int:
+        return math.prod(self.in_shape)
+
+    @property
+    def n_out(self) -> int:
+        return math.prod(self.out_shape)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (batch, *in_shape), a floating dtype -> (batch, *out_shape)."""
+        raise NotImplementedError
+
+    def with_weight(self, weight: np.ndarray) -> Self:
+        """The same connections with other weights of the same shape."""
+        if weight.shape != self.weight.shape:
+            raise GraphError(f"weights of shape {weight.shape} given for an operator of {self.weight.shape}.")
+        return replace(self, weight=weight)
+
+    def fan_out(self) -> np.ndarray:
+        """Synapses that leave each source neuron, int64 of shape `in_shape`; zero weights count as synapses."""
+        structure = self.with_weight(np.ones_like(self.weight, dtype=np.float64))
+        out = torch.ones((1, *self.out_shape), dtype=torch.float64)
+        return structure.transpose_apply(out)[0].round().to(torch.int64).numpy()
+
+    def transpose_apply(self, y: torch.Tensor) -> torch.Tensor:
+        """The transposed map: (batch, *out_shape) -> (batch, *in_shape)."""
+        x = torch.zeros((y.shape[0], *self.in_shape), dtype=y.dtype, requires_grad=True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.apply(x), x, y)
+        return gradient
+
+    def magnitude_bound(self) -> float:
+        """Largest possible |sum of weights into one neuron| for binary inputs; graded inputs scale it."""
+        absolute = self.with_weight(np.abs(self.weight).astype(np.float64))
+        with torch.no_grad():
+            return float(absolute.apply(torch.ones((1, *self.in_shape), dtype=torch.float64)).max())
+
+    def n_synapses(self) -> int:
+        """Synapses (connections), however few weights they share."""
+        return int(self.fan_out().sum())
+
+    def describe(self) -> dict[str, Any]:
+        """What a file needs beside the weights to build the operator again."""
+        pool = None if self.pool is None else [list(self.pool.kernel), list(self.pool.stride)]
+        return {"kind": self.kind, "in_shape": list(self.in_shape), "pool": pool}
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool.apply(x) if self.pool else x
+
+
+def _tensor(weight: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Operator):
+    """All to all. weight: (n_out, n_pooled)."""
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or self.weight.shape[1] != math.prod(self.pooled_shape):
+            raise GraphError(
+                f"dense weights of shape {self.weight.shape} do not fit {math.prod(self.pooled_shape)} inputs."
+            )
+
+    @property
+    def kind(self) -> str:
+        return "dense"
+
+    @property
+    def out_shape(self) -> Shape:
+        return (int(self.weight.shape[0]),)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return self._pooled(x).flatten(1) @ _tensor(self.weight, x).T
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Operator):
+    """Cross-correlation, as in PyTorch and NIR. weight: (out channels, in channels / groups, height, width)."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        channels = self.pooled_shape[0] if len(self.in_shape) == 3 else 0
+        if self.weight.ndim != 4 or channels != self.weight.shape[1] * self.groups:
+            raise GraphError(
+                f"conv weights of shape {self.weight.shape} with {self.groups} groups do not fit an input of "
+                f"shape {self.in_shape}."
+            )
+        if self.weight.shape[0] % self.groups:
+            raise GraphError(f"{self.weight.shape[0]} output channels cannot be split into {self.groups} groups.")
+        if min(self.out_shape) < 1:
+            raise GraphError(f"conv kernel {self.weight.shape[2:]} is larger than its input {self.pooled_shape[1:]}.")
+
+    @property
+    def kind(self) -> str:
+        return "conv"
+
+    @property
+    def out_shape(self) -> Shape:
+        size = [
+            (extent + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for extent, pad, dilation, kernel, stride in zip(
+                self.pooled_shape[1:], self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True
+            )
+        ]
+        return (int(self.weight.shape[0]), size[0], size[1])
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        weight = _tensor(self.weight, x)
+        return F.conv2d(self._pooled(x), weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def describe(self) -> dict[str, Any]:
+        geometry = {
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+        }
+        return super().describe() | geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Operator):
+    """One weight for each listed (source, target) pair. weight: (n_pairs,); pairs are unique."""
+
+    source: np.ndarray = None  # type: ignore[assignment]
+    target: np.ndarray = None  # type: ignore[assignment]
+    shape_out: Shape = ()
+
+    def __post_init__(self) -> None:
+        if self.pool is not None:
+            raise GraphError("a sparse operator lists its sources one by one and takes no pooling.")
+        if not (self.weight.shape == self.source.shape == self.target.shape) or self.weight.ndim != 1:
+            raise GraphError("a sparse operator needs as many sources and targets as weights.")
+        for name, index, count in (("source", self.source, self.n_in), ("target", self.target, self.n_out)):
+            if index.size and (index.min() < 0 or index.max() >= count):
+                raise GraphError(f"a sparse operator has a {name} outside 0..{count - 1}.")
+
+    @property
+    def kind(self) -> str:
+        return "sparse"
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.shape_out
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        indices = torch.as_tensor(np.stack([self.source, self.target]), device=x.device)
+        terms = x.flatten(1)[:, indices[0]] * _tensor(self.weight, x)
+        out = torch.zeros((x.shape[0], self.n_out), dtype=x.dtype, device=x.device)
+        return out.index_add(1, indices[1], terms).unflatten(1, self.shape_out)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"out_shape": list(self.shape_out)}
+
+
+@dataclass(frozen=True, eq=False)
+class OneToOne(Operator):
+    """Neuron i to neuron i. weight: (n,)."""
+
+    def __post_init__(self) -> None:
+        if self.pool is not None or self.weight.shape != (self.n_in,):
+            raise GraphError(f"one-to-one weights of shape {self.weight.shape} do not fit {self.n_in} neurons.")
+
+    @property
+    def kind(self) -> str:
+        return "one_to_one"
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.in_shape
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) * _tensor(self.weight, x)).unflatten(1, self.in_shape)
+
+
+def operator_from(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Operator:
+    """Build an operator from `Operator.describe` and its arrays (`weight`, and `source`, `target` of a sparse one)."""
+    pool = description["pool"]
+    common: dict[str, Any] = {
+        "in_shape": tuple(description["in_shape"]),
+        "weight": arrays["weight"],
+        "pool": None if pool is None else SumPool((pool[0][0], pool[0][1]), (pool[1][0], pool[1][1])),
+    }
+    match description["kind"]:
+        case "dense":
+            return Dense(**common)
+        case "conv":
+            geometry = {key: tuple(description[key]) for key in ("stride", "padding", "dilation")}
+            return Conv2d(**common, **geometry, groups=int(description["groups"]))  # type: ignore[arg-type]
+        case "sparse":
+            shape = tuple(description["out_shape"])
+            return Sparse(**common, source=arrays["source"], target=arrays["target"], shape_out=shape)
+        case "one_to_one":
+            return OneToOne(**common)
+        case other:
+            raise GraphError(f"unknown operator kind {other!r}.")

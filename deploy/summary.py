@@ -1,0 +1,241 @@
+"""The schema of `summary.json`: every figure that the report shows. `docs/summary-schema.md` explains each field."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from spikeport.models.errors import SpikeportError
+from spikeport.models.files import read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Accuracy(_Model):
+    """Share of samples decided correctly (0..1) among `samples` of the split `split`."""
+
+    accuracy: float
+    samples: int
+    split: Literal["validation", "test"] = "test"
+
+
+class Accuracies(_Model):
+    """float: the trained network; quantized: exact integers on torch; simulated: the event simulator."""
+
+    validation_float: Accuracy
+    float: Accuracy
+    quantized: Accuracy
+    simulated: Accuracy
+    lava: Accuracy | None
+    lava_skipped: str | None
+
+
+class StepAccuracy(_Model):
+    """Test accuracy if the decision were read after `steps` steps."""
+
+    steps: int
+    float: float
+    quantized: float
+
+
+class BackendComparison(_Model):
+    """Two backends, spike for spike. `compared` counts neuron-steps, `spikes` those in which the first one fired."""
+
+    first: str
+    second: str
+    samples: int
+    compared: int
+    spikes: int
+    mismatches: int | None
+    by_population: dict[str, int]
+    skipped: str | None
+
+
+class SynopCheck(_Model):
+    """Synaptic operations of one projection over the whole test set: counted by the event simulator, derived from the
+    torch trace."""
+
+    projection: str
+    counted: int
+    derived: int
+
+
+class Layer(_Model):
+    """One population with the projections into it. Figures per inference are means over the test set."""
+
+    name: str
+    operator: str
+    shape: list[int]
+    neurons: int
+    synapses: int
+    parameters: int
+    spikes_per_inference: float
+    firing_rate: float
+    silent_share: float
+    synops_per_inference: float
+    dense_macs_per_inference: int
+    weight_error: float
+    current_error: float
+    spike_error: float
+    weight_bits: int
+    threshold: int
+
+
+class CoreUse(_Model):
+    """One used core: where it is on the mesh (tile column and row), what it holds, how busy it is."""
+
+    chip: int
+    core: int
+    tile_x: int
+    tile_y: int
+    population: str
+    neurons: int
+    synaptic_words: int
+    axons_in: int
+    axons_out: int
+    synops_per_inference: float
+    busy_share: float
+
+
+class LimitUse(_Model):
+    """The most used core against one limit of the chip."""
+
+    limit: str
+    used: int
+    available: int
+    core: int
+
+
+class Constant(_Model):
+    """One cost of the chip file with where it comes from. Units: picojoule or nanosecond (mW for static power)."""
+
+    quantity: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    kind: str
+    source: str
+
+
+class EnergyPart(_Model):
+    """Energy of one cause in nanojoule per inference, with the band that its constants' bands give."""
+
+    cause: str
+    count_per_inference: float
+    energy_nj: float
+    low_nj: float
+    high_nj: float
+    dynamic: bool
+
+
+class Cost(_Model):
+    """Time and energy of one inference under one set of constants (one chip file)."""
+
+    chip: str
+    title: str
+    tick_ns: float
+    cycles_per_inference: float
+    time_us_per_inference: float
+    latency_us: float
+    energy_nj_per_inference: float
+    energy_low_nj: float
+    energy_high_nj: float
+    parts: list[EnergyPart]
+    step_time_by_cause: dict[str, float]
+    constants: list[Constant]
+
+
+class ChipUse(_Model):
+    """How the network lies on the chip."""
+
+    name: str
+    title: str
+    mesh: list[int]
+    cores_per_tile: int
+    chips: int
+    cores_used: int
+    cores_available: int
+    cores: list[CoreUse]
+    limits: list[LimitUse]
+
+
+class Reference(_Model):
+    """Arithmetic-only energy floor of the same network on a conventional processor (Horowitz 2014, 45 nm)."""
+
+    dense_macs: int
+    dense_mac_energy_nj: float
+    effective_acs: float
+    effective_ac_energy_nj: float
+    source: str
+
+
+class Training(_Model):
+    """How the network was trained."""
+
+    rule: str
+    reconstruction: bool
+    architecture: str
+    steps: int
+    epochs: int
+    best_epoch: int
+    parameters: int
+    seed: int
+    train_samples: int
+    validation_samples: int
+    test_samples: int
+    dataset: str
+    dataset_note: str
+
+
+class Summary(_Model):
+    """Everything a run found out."""
+
+    schema_name: Literal["spikeport-summary"] = "spikeport-summary"
+    schema_version: Literal[1] = 1
+    spikeport_version: str
+    name: str
+    recipe: str
+    training: Training
+    accuracy: Accuracies
+    accuracy_by_step: list[StepAccuracy]
+    confusion: list[list[int]]
+    class_names: list[str]
+    comparisons: list[BackendComparison]
+    synop_checks: list[SynopCheck]
+    layers: list[Layer]
+    chip: ChipUse
+    cost: Cost
+    other_cost: Cost | None
+    reference: Reference
+    seconds: dict[str, float]
+
+    @property
+    def checks_failed(self) -> list[str]:
+        """One line for each check that failed; empty where all is well."""
+        lines = [
+            f"{pair.first} and {pair.second} differ in {pair.mismatches} of {pair.compared} neuron-steps"
+            for pair in self.comparisons
+            if pair.mismatches
+        ]
+        lines += [
+            f"synaptic operations of {check.projection}: counted {check.counted}, derived {check.derived}"
+            for check in self.synop_checks
+            if check.counted != check.derived
+        ]
+        return lines
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))
+
+    @staticmethod
+    def load(path: Path) -> "Summary":
+        value = read_json(path, "spikeport report")
+        try:
+            return Summary.model_validate(value)
+        except ValueError as error:
+            raise SpikeportError(f"{path} is not a summary of version {SCHEMA_VERSION}: {error}") from None

@@ -1,0 +1,150 @@
+"""`Trace`: what a backend did: the spikes of every population, by sample and step, and what was counted on the way.
+
+Spikes are bit-packed: ten thousand samples of a twelve-thousand-neuron network take tens of megabytes, and two traces
+are compared by exclusive or. Sample steps are those of the reference (stage delays of a streamed run are taken out).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spikeport.converters.graph import ProcessGraph, Readout
+from spikeport.models.errors import SpikeportError
+from spikeport.models.files import read_arrays, write_arrays
+
+FORMAT = "spikeport-trace"
+FORMAT_VERSION = 1
+
+
+@dataclass(eq=False)
+class Trace:
+    """Result of one run.
+
+    Attributes:
+        backend: name of the backend.
+        graph: `ProcessGraph.fingerprint()` of the graph that ran.
+        samples, steps: the run's extent.
+        sizes: neurons of each population, in graph order.
+        packed: per population, uint8 (samples, steps, ceil(size / 8)), `numpy.packbits` over the flat neuron index.
+        synops: per projection, int64 (samples, steps): synaptic operations counted while running; may be empty.
+        active: per population, int64 (samples, steps): neurons whose state or input was not zero; may be empty.
+        states: per population, {"u": ..., "v": ...} int64 (samples, steps, size) where asked for; v after reset.
+        seconds: wall time of the run.
+    """
+
+    backend: str
+    graph: str
+    samples: int
+    steps: int
+    sizes: dict[str, int]
+    packed: dict[str, np.ndarray]
+    synops: dict[str, np.ndarray] = field(default_factory=dict)
+    active: dict[str, np.ndarray] = field(default_factory=dict)
+    states: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def spikes(self, population: str, samples: slice = slice(None)) -> np.ndarray:
+        """Spikes of a population as uint8 (samples, steps, size)."""
+        return np.unpackbits(self.packed[population][samples], axis=-1, count=self.sizes[population])
+
+    def spike_counts(self, population: str) -> np.ndarray:
+        """Spikes of a population by sample and step, int64 (samples, steps)."""
+        return np.bitwise_count(self.packed[population]).sum(axis=-1, dtype=np.int64)
+
+    def head(self, samples: int) -> "Trace":
+        """The first samples of this trace."""
+        if samples > self.samples:
+            raise SpikeportError(f"the {self.backend} trace has {self.samples} samples; {samples} were asked for.")
+        cut = slice(0, samples)
+        return Trace(
+            self.backend,
+            self.graph,
+            samples,
+            self.steps,
+            self.sizes,
+            {name: array[cut] for name, array in self.packed.items()},
+            {name: array[cut] for name, array in self.synops.items()},
+            {name: array[cut] for name, array in self.active.items()},
+            {name: {key: array[cut] for key, array in state.items()} for name, state in self.states.items()},
+            self.seconds,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write everything but the states to one .npz file, without pickle."""
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "backend": self.backend,
+            "graph": self.graph,
+            "samples": self.samples,
+            "steps": self.steps,
+            "sizes": self.sizes,
+            "seconds": self.seconds,
+        }
+        arrays = {f"spikes.{name}": array for name, array in self.packed.items()}
+        arrays |= {f"synops.{name}": array for name, array in self.synops.items()}
+        arrays |= {f"active.{name}": array for name, array in self.active.items()}
+        write_arrays(path, header, arrays)
+
+    @staticmethod
+    def load(path: Path) -> "Trace":
+        """Read a trace written by `save`."""
+        header, arrays = read_arrays(path, "spikeport simulate")
+        if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+            raise SpikeportError(f"{path} is not a trace of version {FORMAT_VERSION}.")
+        groups: dict[str, dict[str, np.ndarray]] = {"spikes": {}, "synops": {}, "active": {}}
+        for key, array in arrays.items():
+            group, name = key.split(".", 1)
+            groups[group][name] = array
+        fields = {key: header[key] for key in ("backend", "graph", "samples", "steps", "sizes", "seconds")}
+        return Trace(**fields, packed=groups["spikes"], synops=groups["synops"], active=groups["active"])
+
+
+def pack(spikes: np.ndarray) -> np.ndarray:
+    """Bit-pack 0/1 spikes (samples, steps, size) for `Trace.packed`."""
+    return np.packbits(spikes.astype(bool), axis=-1)
+
+
+def check_inputs(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> int:
+    """Check the arrays (samples, steps, *shape) that a backend is given against the graph; return the samples.
+
+    Raises SpikeportError naming the input that is missing, of the wrong shape, or out of the range of its bits.
+    """
+    expected = {node.name for node in graph.event_inputs}
+    if set(inputs) != expected:
+        raise SpikeportError(f"the graph takes the inputs {sorted(expected)}, but was given {sorted(inputs)}.")
+    samples = {array.shape[0] for array in inputs.values()}
+    if len(samples) != 1 or 0 in samples:
+        raise SpikeportError("there are no samples to run, or the inputs differ in their number of samples.")
+    for node in graph.event_inputs:
+        array = inputs[node.name]
+        if array.shape[1:] != (graph.steps, *node.shape):
+            raise SpikeportError(
+                f"input {node.name!r} has shape {array.shape[1:]} a sample; the graph takes {(graph.steps, *node.shape)}."
+            )
+        if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_:
+            raise SpikeportError(f"input {node.name!r} is {array.dtype}; spikes are integers.")
+        if array.min() < 0 or int(array.max()) >= 1 << node.message_bits:
+            raise SpikeportError(f"input {node.name!r} has values outside 0..{(1 << node.message_bits) - 1}.")
+    return samples.pop()
+
+
+def decide(readout: Readout, spikes: np.ndarray) -> np.ndarray:
+    """Class of each sample from the readout's spikes (samples, steps, classes); ties go to the lower index."""
+    return scores(readout, spikes).argmax(axis=-1)
+
+
+def scores(readout: Readout, spikes: np.ndarray) -> np.ndarray:
+    """Score of each class, float64 (samples, classes): what `decide` maximises."""
+    steps = spikes.shape[1]
+    match readout.kind:
+        case "count":
+            weight = np.ones(steps)
+        case "psc":
+            # sum over t of the filtered spikes: a spike at t contributes keep^0 + ... + keep^(T-1-t)
+            weight = np.cumsum(readout.keep ** np.arange(steps))[::-1]
+        case "first_spike":
+            first = np.where(spikes.any(axis=1), spikes.argmax(axis=1), steps)
+            return -first.astype(np.float64)
+    return np.einsum("ntc,t->nc", spikes, weight)
