@@ -22,12 +22,12 @@ import numpy as np
 from spikeport.converters.operators import Operator, Shape, operator_from
 from spikeport.models.errors import GraphError, SpikeportError
 from spikeport.models.files import read_arrays, write_arrays
+from spikeport.models.readouts import ReadoutKind
 
 FORMAT = "spikeport-process-graph"
 FORMAT_VERSION = 1
 
 Reset = Literal["zero", "subtract"]
-ReadoutKind = Literal["count", "psc", "first_spike"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Readout:
-    """How a decision is read: `count` most spikes; `psc` largest sum of the filtered spikes (per-step factor `keep`);
-    `first_spike` earliest spike. Ties go to the lower index."""
+    """How a decision is read from a population's spikes (`spikeport.models.readouts` defines the kinds)."""
 
     population: str
     kind: ReadoutKind = "count"

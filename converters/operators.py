@@ -118,7 +118,9 @@ def _tensor(weight: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Dense(Operator):
-    """All to all. weight: (n_out, n_pooled)."""
+    """All to all. weight: (n_out, n_pooled). `shape_out` sees the output as an image; () means flat."""
+
+    shape_out: Shape = ()
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.weight.shape[1] != math.prod(self.pooled_shape):
@@ -130,12 +132,18 @@ class Dense(Operator):
     def kind(self) -> str:
         return "dense"
 
+        if self.shape_out and math.prod(self.shape_out) != self.weight.shape[0]:
+            raise GraphError(f"{self.weight.shape[0]} dense outputs cannot be seen as {self.shape_out}.")
+
     @property
     def out_shape(self) -> Shape:
-        return (int(self.weight.shape[0]),)
+        return self.shape_out or (int(self.weight.shape[0]),)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return self._pooled(x).flatten(1) @ _tensor(self.weight, x).T
+        return (self._pooled(x).flatten(1) @ _tensor(self.weight, x).T).unflatten(1, self.out_shape)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"out_shape": list(self.out_shape)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +260,7 @@ def operator_from(description: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     }
     match description["kind"]:
         case "dense":
-            return Dense(**common)
+            return Dense(**common, shape_out=tuple(description["out_shape"]))
         case "conv":
             geometry = {key: tuple(description[key]) for key in ("stride", "padding", "dilation")}
             return Conv2d(**common, **geometry, groups=int(description["groups"]))  # type: ignore[arg-type]

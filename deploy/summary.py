@@ -10,6 +10,9 @@ from spikeport.models.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 
+Share = float
+"""A number in 0..1; an own name, as two classes have a field called `float`."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -38,8 +41,8 @@ class StepAccuracy(_Model):
     """Test accuracy if the decision were read after `steps` steps."""
 
     steps: int
-    float: float
-    quantized: float
+    float: Share
+    quantized: Share
 
 
 class BackendComparison(_Model):

@@ -12,6 +12,7 @@ import numpy as np
 from spikeport.converters.graph import ProcessGraph, Readout
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_arrays, write_arrays
+from spikeport.models.readouts import decide
 
 FORMAT = "spikeport-trace"
 FORMAT_VERSION = 1
@@ -130,21 +131,6 @@ def check_inputs(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> int:
     return samples.pop()
 
 
-def decide(readout: Readout, spikes: np.ndarray) -> np.ndarray:
-    """Class of each sample from the readout's spikes (samples, steps, classes); ties go to the lower index."""
-    return scores(readout, spikes).argmax(axis=-1)
-
-
-def scores(readout: Readout, spikes: np.ndarray) -> np.ndarray:
-    """Score of each class, float64 (samples, classes): what `decide` maximises."""
-    steps = spikes.shape[1]
-    match readout.kind:
-        case "count":
-            weight = np.ones(steps)
-        case "psc":
-            # sum over t of the filtered spikes: a spike at t contributes keep^0 + ... + keep^(T-1-t)
-            weight = np.cumsum(readout.keep ** np.arange(steps))[::-1]
-        case "first_spike":
-            first = np.where(spikes.any(axis=1), spikes.argmax(axis=1), steps)
-            return -first.astype(np.float64)
-    return np.einsum("ntc,t->nc", spikes, weight)
+def decisions(readout: Readout, trace: Trace, steps: int | None = None) -> np.ndarray:
+    """Class of each sample, from the readout population's spikes in the first `steps` steps (all by default)."""
+    return decide(readout.kind, readout.keep, trace.spikes(readout.population)[:, :steps])

@@ -1,0 +1,50 @@
+# `make help` lists the targets. Each does its own set-up, once for every change of what it depends on.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.setup-stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-lava demo test test-slow check lint types structure format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(SETUP) ## virtual environment in .venv with spikeport and its tools
+
+$(SETUP): pyproject.toml constraints.txt .ci/setup.sh
+	@PYTHON="$(PYTHON)" .ci/setup.sh
+
+setup-lava: $(SETUP) ## second environment in .venv-lava with Lava, where a Python 3.10 can be had
+	@.ci/setup-lava.sh
+
+demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
+	$(BIN)/spikeport run digits -o runs/digits
+
+test: setup setup-lava ## every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup setup-lava ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+check: lint types structure ## every static check; `make -k check` goes on after a failure
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+structure: setup
+	$(BIN)/python -m pytest -q tests/test_import_direction.py tests/test_repository.py
+
+format: setup ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and build output
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## also remove both environments
+	rm -rf .venv .venv-lava .links *.egg-info

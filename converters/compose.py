@@ -1,0 +1,191 @@
+"""Composing linear maps: what two linear nodes after one another amount to, as one operator with shared weights.
+
+Every function takes the map so far (an operator, or `Identity` where nothing has happened yet) and returns the map with
+one more node applied. What has no form with shared weights becomes a dense matrix where that stays small, and is an
+error otherwise.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pair, Shape, SumPool
+from spikeport.models.errors import GraphError
+
+LARGEST_DENSE = 1 << 24
+"""Entries of a matrix that may be built where a composition has no shared form."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The map so far has only been pooled, reshaped or scaled: y = factor * pool(x), seen as `shape`."""
+
+    in_shape: Shape
+    shape: Shape
+    pool: SumPool | None = None
+    factor: np.ndarray | None = None
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.shape
+
+
+LinearMap = Identity | Operator
+
+
+def flatten(first: LinearMap, shape: Shape) -> LinearMap:
+    """See the output as `shape`."""
+    if isinstance(first, Identity):
+        return replace(first, shape=shape)
+    if len(shape) == len(first.out_shape):
+        return first
+    return _dense(first) if not isinstance(first, Dense) else first
+
+
+def pool(first: LinearMap, window: SumPool, average: bool) -> LinearMap:
+    """Sum or average pooling of the output."""
+    factor = 1.0 / (window.kernel[0] * window.kernel[1]) if average else 1.0
+    if isinstance(first, Identity):
+        if len(first.shape) != 3:
+            raise GraphError(f"pooling needs an image, but its input has shape {first.shape}.")
+        merged = window if first.pool is None else _merge_pools(first.pool, window)
+        if merged is not None and (first.factor is None or first.factor.ndim == 0):
+            pooled = replace(first, pool=merged, shape=window.out_shape(first.shape))
+            return scale(pooled, np.asarray(factor))
+        first = _as_conv(first)
+    if not isinstance(first, Conv2d):
+        raise GraphError("pooling after a dense map has no image to work on.")
+    return scale(_conv_then_pool(first, window), np.asarray(factor))
+
+
+def scale(first: LinearMap, factor: np.ndarray) -> LinearMap:
+    """Multiply the output by `factor`, broadcastable to its shape."""
+    factor = np.asarray(factor, dtype=np.float64)
+    if factor.size == 1:
+        factor = factor.reshape(())
+        if factor == 1:
+            return first
+    if isinstance(first, Identity):
+        return replace(first, factor=factor if first.factor is None else first.factor * factor)
+    if factor.ndim == 0:
+        return first.with_weight(first.weight * factor)
+    full = np.broadcast_to(factor, first.out_shape)
+    if isinstance(first, Conv2d):
+        channel = full.reshape(full.shape[0], -1)
+        if (channel == channel[:, :1]).all():
+            return first.with_weight(first.weight * channel[:, :1, None, None])
+        return scale(_dense(first), full.ravel())
+    if isinstance(first, Dense):
+        return first.with_weight(first.weight * full.ravel()[:, None])
+    return first.with_weight(first.weight * full.ravel())
+
+
+def dense(first: LinearMap, weight: np.ndarray) -> Dense:
+    """Multiply the flat output by a matrix (n_out, n_in)."""
+    if math.prod(first.out_shape) != weight.shape[1]:
+        raise GraphError(f"a matrix of shape {weight.shape} follows an output of shape {first.out_shape}.")
+    if isinstance(first, Identity):
+        if first.factor is not None:
+            pooled = first.pool.out_shape(first.in_shape) if first.pool else first.in_shape
+            factor = first.factor if first.factor.ndim == 0 else np.broadcast_to(first.factor, pooled).ravel()
+            weight = weight * factor
+        return Dense(first.in_shape, weight, first.pool)
+    if isinstance(first, Dense):
+        return replace(first, weight=weight @ first.weight, shape_out=())
+    _check_size(weight.shape[0], first.n_in)
+    rows = torch.as_tensor(weight, dtype=torch.float64).reshape(-1, *first.out_shape)
+    return Dense(first.in_shape, first.transpose_apply(rows).flatten(1).numpy())
+
+
+def conv(
+    first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Operator:
+    """Cross-correlate the output with a kernel (out channels, in channels / groups, height, width)."""
+    if isinstance(first, Identity):
+        if first.factor is not None and first.factor.ndim:
+            per_channel = np.broadcast_to(first.factor, first.shape).reshape(first.shape[0], -1)
+            if (per_channel == per_channel[:, :1]).all():
+                inputs = per_channel[:, 0].reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
+                weight = weight * inputs[:, :, None, None]
+            else:
+                single = Conv2d(first.shape, weight, None, stride, padding, dilation, groups)
+                matrix = _dense(single).weight * np.broadcast_to(first.factor, first.shape).ravel()
+                return Dense(first.in_shape, matrix, first.pool, shape_out=single.out_shape)
+        elif first.factor is not None:
+            weight = weight * first.factor
+        if first.pool is None and first.shape != first.in_shape:
+            return Conv2d(first.shape, weight, None, stride, padding, dilation, groups)
+        return Conv2d(first.in_shape, weight, first.pool, stride, padding, dilation, groups)
+    second = Conv2d(first.out_shape, weight, None, stride, padding, dilation, groups)
+    return replace(dense(first, _dense(second).weight), shape_out=second.out_shape)
+
+
+def finish(first: LinearMap) -> Operator:
+    """The operator of a path that may have gone through no weights at all."""
+    if not isinstance(first, Identity):
+        return first
+    if first.pool is not None:
+        return _as_conv(first)
+    n = math.prod(first.in_shape)
+    factor = np.ones(n) if first.factor is None else np.broadcast_to(first.factor, first.shape).ravel().copy()
+    return OneToOne(first.in_shape, factor)
+
+
+def _merge_pools(first: SumPool, second: SumPool) -> SumPool | None:
+    """Two poolings as one, where the first one's windows do not overlap or leave gaps."""
+    if first.kernel != first.stride:
+        return None
+    kernel = (first.kernel[0] * second.kernel[0], first.kernel[1] * second.kernel[1])
+    stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+    return SumPool(kernel, stride)
+
+
+def _as_conv(first: Identity) -> Conv2d:
+    """Pooling and scaling as a convolution of each channel with itself."""
+    channels = first.in_shape[0]
+    window = first.pool or SumPool((1, 1), (1, 1))
+    factor = np.ones(()) if first.factor is None else first.factor
+    per_channel = np.broadcast_to(factor, first.shape).reshape(channels, -1)
+    if not (per_channel == per_channel[:, :1]).all():
+        raise GraphError("pooling with a different factor at each place has no shared weights.")
+    weight = np.ones((channels, 1, *window.kernel)) * per_channel[:, :1, None, None]
+    return Conv2d(first.in_shape, weight, None, window.stride, (0, 0), (1, 1), channels)
+
+
+def _conv_then_pool(first: Conv2d, window: SumPool) -> Conv2d:
+    """A convolution followed by pooling is one convolution with a larger kernel and stride."""
+    kernel = _spread(first.weight, first.dilation)
+    height, width = kernel.shape[2:]
+    down, right = first.stride
+    grown = np.zeros(
+        (*kernel.shape[:2], height + (window.kernel[0] - 1) * down, width + (window.kernel[1] - 1) * right)
+    )
+    for row in range(window.kernel[0]):
+        for column in range(window.kernel[1]):
+            grown[:, :, row * down : row * down + height, column * right : column * right + width] += kernel
+    stride = (down * window.stride[0], right * window.stride[1])
+    return Conv2d(first.in_shape, grown, first.pool, stride, first.padding, (1, 1), first.groups)
+
+
+def _spread(weight: np.ndarray, dilation: Pair) -> np.ndarray:
+    """A dilated kernel with its gaps written out as zeros."""
+    height, width = ((extent - 1) * gap + 1 for extent, gap in zip(weight.shape[2:], dilation, strict=True))
+    out = np.zeros((*weight.shape[:2], height, width), weight.dtype)
+    out[:, :, :: dilation[0], :: dilation[1]] = weight
+    return out
+
+
+def _dense(operator: Operator) -> Dense:
+    """The operator as a matrix over its unpooled input."""
+    _check_size(operator.n_out, operator.n_in)
+    rows = torch.eye(operator.n_out, dtype=torch.float64).reshape(-1, *operator.out_shape)
+    return Dense(operator.in_shape, operator.transpose_apply(rows).flatten(1).numpy(), shape_out=operator.out_shape)
+
+
+def _check_size(n_out: int, n_in: int) -> None:
+    if n_out * n_in > LARGEST_DENSE:
+        raise GraphError(
+            f"two linear maps in a row would need a matrix of {n_out} x {n_in} entries; put a neuron between them."
+        )

@@ -1,0 +1,261 @@
+"""Post-training quantisation to Loihi's integers by a calibrated scale search.
+
+One scale per population takes its threshold, its bias and every weight into it to integers together: with S integers
+per unit of input, w_int 2^exponent = S w, vth = S threshold, bias = 64 S bias (bias and states carry six more bits).
+Decays become du = round(4096 (1 - current_keep)) - 1 and dv = round(4096 (1 - voltage_keep)). Mixed-sign weights of
+8 bits are even, so they have 255 levels from -256 to 254.
+
+The scale is searched on sample data, population by population in topological order: each candidate runs the integer
+population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
+least from the float network's wins; the error of the weights decides a draw.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from spikeport.converters.graph import (
+    FloatNeuron,
+    LoihiNeuron,
+    Population,
+    ProcessGraph,
+    Projection,
+    Readout,
+    with_populations,
+)
+from spikeport.converters.reference import Reference
+from spikeport.models.errors import QuantizationError
+from spikeport.models.loihi_integers import (
+    BIAS_MANT_LIMIT,
+    DECAY_UNITY,
+    MAX_BIAS_EXP,
+    MAX_DECAY,
+    MAX_THRESHOLD,
+    STATE_LIMIT,
+    THRESHOLD_SHIFT,
+    WEIGHT_RANGE,
+)
+
+WEIGHT_BITS = 8
+MAX_WEIGHT_EXPONENT = 6
+CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
+"""Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantisation did to one population on the calibration data.
+
+    scale: integers per unit of input. weight_error, current_error: root mean square error over root mean square value.
+    spike_error: share of neuron-steps that differ from the float network. headroom: largest |u| seen over 2^23, where
+    u would wrap.
+    """
+
+    population: str
+    scale: float
+    weight_bits: int
+    clipped_weights: float
+    weight_error: float
+    current_error: float
+    spike_error: float
+    headroom: float
+    threshold: int
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """Errors per population and the share of calibration samples decided as the float network decides."""
+
+    samples: int
+    layers: tuple[LayerError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"samples": self.samples, "layers": [asdict(layer) for layer in self.layers]}
+
+
+def quantize(
+    graph: ProcessGraph,
+    calibration: dict[str, np.ndarray],
+    on_step: Callable[[int, int], None] | None = None,
+) -> tuple[ProcessGraph, QuantizationReport]:
+    """Quantise a float graph.
+
+    Args:
+        calibration: sample inputs (samples, steps, *shape) by input name.
+        on_step: called with (trials done, trials in all).
+
+    Raises QuantizationError naming the population whose values have no integer form.
+    """
+    for projection in graph.projections:
+        if not np.isfinite(projection.operator.weight).all():
+            raise QuantizationError(f"projection {projection.name!r} holds weights that are NaN or infinite.")
+    truth = Reference(graph).run(calibration, record=True)
+    sent = dict(calibration)
+    done, trials = 0, len(graph.populations) * len(CANDIDATES)
+    populations: dict[str, Population] = {}
+    projections: dict[str, Projection] = {}
+    errors: list[LayerError] = []
+    for population in graph.populations:
+        incoming = graph.incoming(population.name)
+        best: tuple[tuple[float, float], Population, list[Projection], LayerError] | None = None
+        for fraction in CANDIDATES:
+            scale = fraction * largest_scale(population, incoming)
+            candidate, scaled = _at_scale(population, incoming, scale)
+            error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
+            rank = (error.spike_error, error.weight_error)
+            if best is None or rank < best[0]:
+                best = (rank, candidate, scaled, error)
+            done += 1
+            if on_step:
+                on_step(done, trials)
+        if best is None:
+            raise QuantizationError(f"population {population.name!r} has no scale.")
+        _, populations[population.name], chosen, error = best
+        projections |= {projection.name: projection for projection in chosen}
+        errors.append(error)
+        alone = _alone(graph, populations[population.name], chosen, sent)
+        sent[population.name] = alone.run(_feeds(alone.graph, sent)).spikes[population.name].numpy()
+    integer = replace(
+        with_populations(graph, populations.values()),
+        projections=tuple(projections[projection.name] for projection in graph.projections),
+    )
+    samples = next(iter(calibration.values())).shape[0]
+    return integer, QuantizationReport(samples, tuple(errors))
+
+
+def largest_scale(population: Population, incoming: list[Projection]) -> float:
+    """The scale at which the weights of the projection with the smallest range just fill 8 bits.
+
+    Projections with larger weights take an exponent; the threshold's 17 bits may ask for a smaller scale.
+    """
+    neuron = population.neuron
+    if not isinstance(neuron, FloatNeuron):
+        raise QuantizationError(f"population {population.name!r} is already quantised.")
+    peaks = [peak for projection in incoming if (peak := _peak(projection)) > 0]
+    by_weights = 254.0 / min(peaks) if peaks else 1.0
+    by_threshold = 0.5 * MAX_THRESHOLD / float(np.max(np.abs(neuron.threshold)) or 1.0)
+    return min(by_weights, by_threshold)
+
+
+def _peak(projection: Projection) -> float:
+    weight = projection.operator.weight
+    return float(np.abs(weight).max()) if weight.size else 0.0
+
+
+def _at_scale(population: Population, incoming: list[Projection], scale: float) -> tuple[Population, list[Projection]]:
+    neuron = population.neuron
+    if not isinstance(neuron, FloatNeuron):
+        raise QuantizationError(f"population {population.name!r} is already quantised.")
+    du = np.rint(DECAY_UNITY * (1 - neuron.current_keep)).astype(np.int64) - 1
+    dv = np.rint(DECAY_UNITY * (1 - neuron.voltage_keep)).astype(np.int64)
+    vth = np.rint(scale * neuron.threshold).astype(np.int64)
+    name = population.name
+    if np.any((du < -1) | (du > MAX_DECAY)) or np.any((dv < 0) | (dv > DECAY_UNITY)):
+        raise QuantizationError(f"population {name!r} has decays outside 0..1.")
+    if np.any(vth < 0) or np.any(vth > MAX_THRESHOLD):
+        raise QuantizationError(
+            f"population {name!r}: thresholds {int(vth.min())}..{int(vth.max())} do not fit 17 bits unsigned."
+        )
+    mant, exponent = _bias(name, scale * 2**THRESHOLD_SHIFT * neuron.bias)
+    integers = LoihiNeuron(np.maximum(du, 0), np.minimum(dv, MAX_DECAY), vth, mant, exponent, 1, neuron.reset)
+    return replace(population, neuron=integers), [_scaled(projection, scale) for projection in incoming]
+
+
+def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    peak = float(np.abs(bias).max()) if np.size(bias) else 0.0
+    exponent = max(0, int(np.ceil(np.log2(peak / (BIAS_MANT_LIMIT - 1))))) if peak > 0 else 0
+    if exponent > MAX_BIAS_EXP:
+        raise QuantizationError(f"population {name!r}: its bias needs an exponent of {exponent}, the chip has 3 bits.")
+    return np.rint(bias / 2**exponent).astype(np.int64), np.asarray(exponent, dtype=np.int64)
+
+
+def _scaled(projection: Projection, scale: float) -> Projection:
+    weight = projection.operator.weight * scale
+    peak = float(np.abs(weight).max()) if weight.size else 0.0
+    # clipping at scales above the largest one is wanted, an exponent only where another projection forces the scale
+    exponent = max(0, int(np.ceil(np.log2(peak / (254.0 * max(CANDIDATES)))))) if peak > 0 else 0
+    if exponent > MAX_WEIGHT_EXPONENT:
+        raise QuantizationError(
+            f"projection {projection.name!r}: its weights are {2**exponent} times larger than the smallest ones into "
+            f"{projection.target!r}; 8 bits and an exponent of {MAX_WEIGHT_EXPONENT} cannot hold both."
+        )
+    low, high, step = WEIGHT_RANGE[sign_mode(weight)]
+    integers = np.clip(np.rint(weight / (step * 2**exponent)) * step, low, high).astype(np.int16)
+    return replace(projection, operator=projection.operator.with_weight(integers), exponent=exponent)
+
+
+def sign_mode(weight: np.ndarray) -> str:
+    """mixed, excitatory or inhibitory, as the chip's synapse formats know them."""
+    if not weight.size or weight.min() >= 0:
+        return "excitatory"
+    return "inhibitory" if weight.max() <= 0 else "mixed"
+
+
+def _alone(graph: ProcessGraph, population: Population, incoming: list[Projection], sent: dict[str, Any]) -> Reference:
+    """The population by itself, fed with spikes that other populations have sent."""
+    sources = {projection.source for projection in incoming} - {population.name}
+    inputs = []
+    for name in sorted(sources):
+        node = graph.node(name)
+        if isinstance(node, Population):
+            if name not in sent:
+                raise QuantizationError(
+                    f"population {population.name!r} is in a loop with {name!r}; quantising loops over several "
+                    "populations is not supported."
+                )
+            inputs.append(_as_input(node))
+        else:
+            inputs.append(replace(node, stage=population.stage - 1))
+    straight = tuple(replace(projection, delay=0) for projection in incoming)
+    cut = ProcessGraph(
+        graph.name, graph.steps, graph.dt, tuple(inputs), (population,), straight, Readout(population.name)
+    )
+    return Reference(cut)
+
+
+def _as_input(population: Population) -> Any:
+    from spikeport.converters.graph import Input
+
+    return Input(population.name, population.shape)
+
+
+def _feeds(cut: ProcessGraph, sent: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {node.name: sent[node.name] for node in cut.event_inputs}
+
+
+def _measure(
+    graph: ProcessGraph,
+    population: Population,
+    candidate: Population,
+    incoming: list[Projection],
+    scaled: list[Projection],
+    sent: dict[str, np.ndarray],
+    truth: Any,
+    scale: float,
+) -> LayerError:
+    alone = _alone(graph, candidate, scaled, sent)
+    run = alone.run(_feeds(alone.graph, sent), record=True)
+    name = population.name
+    u = run.u[name].numpy()
+    true_u = truth.u[name].numpy()
+    weights = np.concatenate([projection.operator.weight.ravel() for projection in incoming])
+    integers = np.concatenate([p.operator.weight.ravel() * 2.0**p.exponent for p in scaled])
+    neuron = candidate.neuron
+    return LayerError(
+        population=name,
+        scale=float(scale),
+        weight_bits=WEIGHT_BITS,
+        clipped_weights=float((np.abs(weights * scale - integers) > 2.0 ** max(p.exponent for p in scaled)).mean()),
+        weight_error=_relative(integers / scale, weights),
+        current_error=_relative(u / (scale * 2**THRESHOLD_SHIFT), true_u),
+        spike_error=float((run.spikes[name].numpy() != truth.spikes[name].numpy()).mean()),
+        headroom=float(np.abs(u).max() / STATE_LIMIT),
+        threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
+    )
+
+
+def _relative(found: np.ndarray, true: np.ndarray) -> float:
+    size = float(np.sqrt(np.mean(np.square(true))))
+    return float(np.sqrt(np.mean(np.square(found - true)))) / size if size > 0 else 0.0

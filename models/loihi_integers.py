@@ -1,0 +1,76 @@
+"""One step of Loihi's current-based LIF neuron in integers: the semantics that every backend is held to.
+
+    tz(x, k) = sign(x) * (|x| >> k)
+    u = tz(u * (4096 - (du + ds_offset)), 12) + (a << 6)
+    u = u - 2^24 if u > 2^23;  then u + 2^24 if u <= -2^23        one conditional wrap, no modulo
+    v = tz(v * (4096 - dv), 12) + u + bias
+    v = clip(v, -(2^23 - 1), 2^23 - 1)                            v saturates, u wraps
+    s = v > (vth << 6);  then v = 0 where s (reset "zero") or v - (vth << 6) (reset "subtract")
+
+Equal to Lava 0.10's bit-accurate LIF (ds_offset 1), overflow included. "subtract" exists in no Loihi register and in
+no Lava process; it is for simulators only.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+DECAY_BITS = 12
+DECAY_UNITY = 1 << DECAY_BITS
+INPUT_SHIFT = 6
+THRESHOLD_SHIFT = 6
+STATE_LIMIT = 1 << 23
+MAX_DECAY = DECAY_UNITY - 1
+MAX_THRESHOLD = (1 << 17) - 1
+BIAS_MANT_LIMIT = 1 << 12
+MAX_BIAS_EXP = 7
+WEIGHT_RANGE = {"mixed": (-256, 254, 2), "excitatory": (0, 255, 1), "inhibitory": (-255, 0, 1)}
+
+
+class IntegerState(NamedTuple):
+    """Current u and membrane v, int64 tensors of one shape."""
+
+    u: torch.Tensor
+    v: torch.Tensor
+
+
+def truncate_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right towards zero: sign(x) * (|x| >> bits)."""
+    return torch.sign(x) * (x.abs() >> bits)
+
+
+def integer_step(
+    state: IntegerState,
+    a: torch.Tensor,
+    *,
+    du: torch.Tensor,
+    dv: torch.Tensor,
+    vth: torch.Tensor,
+    bias: torch.Tensor,
+    ds_offset: int = 1,
+    reset: str = "zero",
+) -> tuple[IntegerState, torch.Tensor]:
+    """Advance neurons by one step.
+
+    Args:
+        state: u and v before the step.
+        a: summed synaptic input, int64, same shape as the state.
+        du, dv, vth, bias: int64, broadcastable to the state; `bias` is bias_mant << bias_exp.
+
+    Returns:
+        The state after reset, and the spikes as bool.
+    """
+    u = truncate_shift(state.u * (DECAY_UNITY - (du + ds_offset)), DECAY_BITS) + (a << INPUT_SHIFT)
+    wrapped = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
+    u = torch.where(wrapped <= -STATE_LIMIT, u + 2 * STATE_LIMIT, wrapped)
+    v = truncate_shift(state.v * (DECAY_UNITY - dv), DECAY_BITS) + u + bias
+    v = v.clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
+    level = vth << THRESHOLD_SHIFT
+    spikes = v > level
+    v = torch.where(spikes, v - level if reset == "subtract" else torch.zeros_like(v), v)
+    return IntegerState(u, v), spikes
+
+
+def shift_bias(mant: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """bias_mant << bias_exp; a negative exponent shifts right (arithmetically, as Lava does)."""
+    return torch.where(exponent >= 0, mant << exponent.clamp(min=0), mant >> (-exponent).clamp(min=0))
