@@ -29,7 +29,7 @@ import torch
 
 from spikeport.converters import lava_runner
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection
-from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pair, Shape, Sparse
+from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pair, Shape, Sparse, SumPool
 from spikeport.models.errors import BackendError, SpikeportError
 from spikeport.models.loihi_integers import BIAS_MANT_LIMIT, MAX_BIAS_EXP, MAX_DECAY, MAX_THRESHOLD, WEIGHT_RANGE
 
@@ -370,8 +370,8 @@ def dense_matrix(operator: Operator) -> np.ndarray:
     match operator:
         case Dense(pool=None):
             return operator.weight.astype(np.int64)
-        case Dense():
-            return _unpooled(operator)
+        case Dense(pool=SumPool() as pool):
+            return _unpooled(operator, pool)
         case Sparse():
             matrix = np.zeros((operator.n_out, operator.n_in), dtype=np.int64)
             matrix[operator.target, operator.source] = operator.weight
@@ -387,16 +387,14 @@ def dense_matrix(operator: Operator) -> np.ndarray:
     return np.concatenate(columns).T.astype(np.int64)
 
 
-def _unpooled(operator: Dense) -> np.ndarray:
+def _unpooled(operator: Dense, pool: SumPool) -> np.ndarray:
     """Give every source neuron the weights of the pooled cells that it counts into."""
-    assert operator.pool is not None
     matrix = np.zeros((operator.n_out, operator.n_in), dtype=np.int64)
     _, rows, columns = operator.pooled_shape
-    stride = operator.pool.stride
     neurons = np.arange(math.prod(operator.in_shape)).reshape(operator.in_shape)
-    for row in range(operator.pool.kernel[0]):
-        for column in range(operator.pool.kernel[1]):
-            sources = neurons[:, row :: stride[0], column :: stride[1]][:, :rows, :columns]
+    for row in range(pool.kernel[0]):
+        for column in range(pool.kernel[1]):
+            sources = neurons[:, row :: pool.stride[0], column :: pool.stride[1]][:, :rows, :columns]
             matrix[:, sources.reshape(-1)] += operator.weight
     return matrix
 

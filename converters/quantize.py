@@ -18,6 +18,7 @@ import numpy as np
 
 from spikeport.converters.graph import (
     FloatNeuron,
+    Input,
     LoihiNeuron,
     Population,
     ProcessGraph,
@@ -195,30 +196,24 @@ def sign_mode(weight: np.ndarray) -> str:
 
 def _alone(graph: ProcessGraph, population: Population, incoming: list[Projection], sent: dict[str, Any]) -> Reference:
     """The population by itself, fed with spikes that other populations have sent."""
-    sources = {projection.source for projection in incoming} - {population.name}
-    inputs = []
-    for name in sorted(sources):
-        node = graph.node(name)
+    name = population.name
+    inputs: list[Input] = []
+    for source in sorted({projection.source for projection in incoming} - {name}):
+        node = graph.node(source)
         if isinstance(node, Population):
-            if name not in sent:
+            if source not in sent:
                 raise QuantizationError(
-                    f"population {population.name!r} is in a loop with {name!r}; quantising loops over several "
+                    f"population {name!r} is in a loop with {source!r}; quantising loops over several "
                     "populations is not supported."
                 )
-            inputs.append(_as_input(node))
+            inputs.append(Input(node.name, node.shape))
         else:
-            inputs.append(replace(node, stage=population.stage - 1))
+            inputs.append(node)
     straight = tuple(replace(projection, delay=0) for projection in incoming)
     cut = ProcessGraph(
-        graph.name, graph.steps, graph.dt, tuple(inputs), (population,), straight, Readout(population.name)
+        graph.name, graph.steps, graph.dt, tuple(inputs), (replace(population, stage=1),), straight, Readout(name)
     )
     return Reference(cut)
-
-
-def _as_input(population: Population) -> Any:
-    from spikeport.converters.graph import Input
-
-    return Input(population.name, population.shape)
 
 
 def _feeds(cut: ProcessGraph, sent: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -91,10 +91,7 @@ def dense_macs(graph: ProcessGraph) -> dict[str, int]:
 
 
 def chip_use(graph: ProcessGraph, mapping: Mapping, chip: Chip, counts: CoreCounts, timing: Timing) -> ChipUse:
-    """How the network lies on the chip: each core, and for each published limit the core that uses it most.
-
-    `LimitUse.core` counts cores through the chips, so that it is `CoreUse.core` on the first one.
-    """
+    """How the network lies on the chip: each core, and for each published limit the core that uses it most."""
     synops = sum(array.sum(axis=(0, 1)) for array in counts.synops.values()) / counts.samples
     cores = [
         CoreUse(
@@ -116,9 +113,9 @@ def chip_use(graph: ProcessGraph, mapping: Mapping, chip: Chip, counts: CoreCoun
     for limit, available in chip.limits.items().items():
         fullest = max(cores, key=lambda core: int(getattr(core, limit)))
         if available < float("inf"):
-            number = fullest.chip * chip.cores + fullest.core
+            used = int(getattr(fullest, limit))
             limits.append(
-                LimitUse(limit=limit, used=getattr(fullest, limit), available=int(available), core=number),
+                LimitUse(limit=limit, used=used, available=int(available), chip=fullest.chip, core=fullest.core)
             )
     return ChipUse(
         name=chip.name,

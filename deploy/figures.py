@@ -166,7 +166,7 @@ def _bars(axes: Axes, names: list[str], values: list[float], shades: list[str], 
     axes.set_xlim(0, 1.42 * max([*values, 1e-9]))
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.grid(axis="x")
-    for row, value, text in zip(rows, values, texts, strict=True):
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         _value(axes, value, row, text)
 
 
@@ -175,7 +175,7 @@ def synops(summary: Summary, colours: dict[str, str]) -> Figure:
     layers = summary.layers
     figure = Figure(figsize=(NARROW, _rows_height(len(layers), 0.4)), layout="constrained")
     axes = figure.subplots()
-    rows = np.arange(len(layers))
+    rows = np.arange(len(layers), dtype=float)
     done = np.array([layer.synops_per_inference for layer in layers])
     dense = np.array([layer.dense_macs_per_inference for layer in layers], dtype=float)
     positive = np.concatenate([done[done > 0], dense[dense > 0], [1.0]])
@@ -184,7 +184,7 @@ def synops(summary: Summary, colours: dict[str, str]) -> Figure:
     axes.set_xlim(low, 8 * positive.max())
     axes.barh(rows + 0.19, dense, height=0.34, color="white", edgecolor=GREY, hatch="//////", linewidth=0.7)
     axes.barh(rows - 0.19, done, height=0.34, color=[colours[layer.name] for layer in layers])
-    for row, (spiking, full) in enumerate(zip(done, dense, strict=True)):
+    for row, spiking, full in zip(rows.tolist(), done.tolist(), dense.tolist(), strict=True):
         for value, offset, share in ((spiking, -0.19, True), (full, 0.19, False)):
             text = _short(value) + (f"  ({_percent(spiking / full)})" if share and full else "")
             _value(axes, max(value, low), row + offset, text, 7)

@@ -238,6 +238,8 @@ def _survey(
     targets, weights = np.empty(longest, np.int64), np.empty(longest, np.int64)
     count, low, high = np.zeros(n_cores, np.int64), np.empty(n_cores, np.int64), np.empty(n_cores, np.int64)
     total, touched = np.zeros(n_cores, np.uint64), np.empty(n_cores, np.int64)
+    # only overlapping pooling windows can lead twice from one axon to one target
+    last_axon, repeats = np.full(len(position), -1, np.int64), np.zeros(n_cores, np.int64)
     n_records = 0
     for axon in range(n_axons):
         n = _list_axon(synapses, axon, targets, weights)
@@ -252,21 +254,23 @@ def _survey(
                 n_touched += 1
                 low[core] = high[core] = place
                 total[core] = np.uint64(0)
+                repeats[core] = 0
             count[core] += 1
+            repeats[core] += last_axon[targets[k]] == axon
+            last_axon[targets[k]] = axon
             low[core], high[core] = min(low[core], place), max(high[core], place)
         for k in range(n):
             core = core_of[targets[k]]
             if core >= 0:
                 offset = np.uint64(position[targets[k]] - low[core] + 1)
                 total[core] += _mix(_mix(np.uint64(weights[k])) + offset * np.uint64(0x9E3779B97F4A7C15))
-        unique = synapses.geometry.size == 0 or synapses.cell_start[axon + 1] - synapses.cell_start[axon] < 2
         for k in range(n_touched):
             core = touched[k]
             span = high[core] - low[core] + 1
             if n_records < len(records):
                 records[n_records, 0], records[n_records, 1] = axon, core
                 records[n_records, 2], records[n_records, 3] = count[core], span
-                records[n_records, 4] = int(unique and span == count[core])
+                records[n_records, 4] = int(repeats[core] == 0 and span == count[core])
                 hashes[n_records] = total[core]
             n_records += 1
             count[core] = 0
@@ -334,7 +338,8 @@ class _Cutter:
         """
         self._check_one_neuron(population)
         most = min(population.size, self.chip.cores * self.chip.max_chips)
-        n, failed, found = max(at_least, math.ceil(population.size / self.limits["neurons"])), at_least - 1, None
+        n, found = max(at_least, math.ceil(population.size / self.limits["neurons"])), None
+        failed = min(n, most) - 1
         while found is None:
             n = min(n, most)
             found = self._fitting(population, n)
@@ -353,6 +358,8 @@ class _Cutter:
     def _fitting(self, population: Population, n: int) -> _Cut | None:
         """The best cut into n cores that keeps every limit."""
         for order, neurons, bounds in _cuts(population, n):
+            if np.diff(np.append(bounds, population.size)).max() > self.limits["neurons"]:
+                continue  # known without a look at the synapses
             use, reach = self._use(population, neurons, bounds)
             if all(use[name].max() <= limit for name, limit in self.limits.items()):
                 return _Cut(order, neurons, bounds, use, reach)
@@ -423,7 +430,8 @@ def _core_words(
     widest = np.zeros(n_cores, dtype=np.int64)
     np.maximum.at(widest, core, np.where(consecutive == 1, 0, span))
     widths = np.array(sorted(layout.index_bits), dtype=np.int64)
-    index_bits = widths[np.searchsorted(1 << widths, widest)]
+    # a core that is too full for the widest index breaks its neuron limit, which is told elsewhere
+    index_bits = widths[np.minimum(np.searchsorted(1 << widths, widest), len(widths) - 1)]
     order = np.lexsort((synapses, hashes, core))
     keys = [column[order] for column in (core, hashes, synapses)]
     first = np.ones(len(order), dtype=bool)

@@ -68,7 +68,13 @@ class SynopCheck(_Model):
 
 
 class Layer(_Model):
-    """One population with the projections into it. Figures per inference are means over the test set."""
+    """One population with the projections into it. Figures per inference are means over the test set.
+
+    silent_share: neurons that stay silent for a whole sample, mean over samples. dense_macs_per_inference: every
+    synapse at every step, zeros included, pooling done first. The errors compare with the float network on the
+    calibration samples: root mean square error over root mean square value for weights and currents, share of differing
+    neuron-steps for spikes.
+    """
 
     name: str
     operator: str
@@ -105,11 +111,12 @@ class CoreUse(_Model):
 
 
 class LimitUse(_Model):
-    """The most used core against one limit of the chip."""
+    """The most used core against one limit of the chip; `core` counts within its chip, as in `CoreUse`."""
 
     limit: str
     used: int
     available: int
+    chip: int
     core: int
 
 
@@ -137,7 +144,10 @@ class EnergyPart(_Model):
 
 
 class Cost(_Model):
-    """Time and energy of one inference under one set of constants (one chip file)."""
+    """Time and energy of one inference under one set of constants (one chip file).
+
+    step_time_by_cause: microseconds of the critical path per inference. cycles: ticks of `tick_ns`.
+    """
 
     chip: str
     title: str
@@ -221,12 +231,12 @@ class Summary(_Model):
     def checks_failed(self) -> list[str]:
         """One line for each check that failed; empty where all is well."""
         lines = [
-            f"{pair.first} and {pair.second} differ in {pair.mismatches} of {pair.compared} neuron-steps"
+            f"{pair.first} and {pair.second} differ in {pair.mismatches:,} of {pair.compared:,} neuron-steps"
             for pair in self.comparisons
             if pair.mismatches
         ]
         lines += [
-            f"synaptic operations of {check.projection}: counted {check.counted}, derived {check.derived}"
+            f"synaptic operations of {check.projection}: counted {check.counted:,}, derived {check.derived:,}"
             for check in self.synop_checks
             if check.counted != check.derived
         ]

@@ -72,7 +72,8 @@ class CoreCounts:
             case "synop_dense" | "synop_sparse" | "synop_conv":
                 return self.synops.get(event, np.zeros((1, 1, len(self.neurons)), dtype=np.int64))
             case "neuron_inactive":
-                return self.neurons - self.active
+                inactive: np.ndarray = self.neurons - self.active
+                return inactive
             case "neuron_active" | "neuron_update":
                 return self.active
             case "neuron_access":
@@ -352,7 +353,8 @@ def _check_belongs(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> None:
     for what, other in (("mapping", mapping.graph), ("trace", trace.graph)):
         if other != fingerprint:
             raise SpikeportError(f"the {what} is of graph {other}, not of {graph.name!r} ({fingerprint}).")
-    missing = [node.name for node in (*graph.event_inputs, *graph.populations) if node.name not in trace.packed]
+    spiking: list[Input | Population] = [*graph.event_inputs, *graph.populations]
+    missing = [node.name for node in spiking if node.name not in trace.packed]
     if missing:
         raise SpikeportError(f"the {trace.backend} trace lacks the spikes of {', '.join(missing)}.")
     if any(population.name not in trace.active for population in graph.populations):

@@ -180,10 +180,10 @@ def convolutions() -> Builder:
     """Everything that a flip, a transposition or a mixed-up axis would change."""
     build = Builder(2)
     build.input("in", (4, 7, 10))
-    build.population("plain", (6, 5, 9), 1, vth=800)
-    build.population("strided", (4, 3, 5), 2, vth=800)
+    build.population("plain", (6, 5, 9), 1, vth=250)
+    build.population("strided", (4, 3, 5), 2, vth=250)
     build.population("dilated", (2, 3, 1), 3)
-    build.population("out", (3,), 4)
+    build.population("out", (3,), 4, vth=120)
     build.project("in", "plain", Conv2d((4, 7, 10), build.weight(6, 2, 3, 2), groups=2))
     geometry = {"stride": (2, 2), "padding": (0, 1)}
     build.project("plain", "strided", Conv2d((6, 5, 9), build.weight(4, 6, 1, 3), **geometry))
@@ -197,11 +197,11 @@ def pooling() -> Builder:
     """Sum pools before convolution and dense: padded, overlapping, with stride, dilation and remainder."""
     build = Builder(3)
     build.input("in", (2, 8, 12))
-    build.population("padded", (3, 4, 6), 1, vth=900)
-    build.population("overlap", (2, 2, 3), 1, vth=900)
-    build.population("strided", (2, 2, 2), 1, vth=900)
-    build.population("remainder", (2, 2, 6), 1, vth=900)
-    build.population("out", (4,), 2, vth=900)
+    build.population("padded", (3, 4, 6), 1, vth=250)
+    build.population("overlap", (2, 2, 3), 1, vth=250)
+    build.population("strided", (2, 2, 2), 1, vth=250)
+    build.population("remainder", (2, 2, 6), 1, vth=250)
+    build.population("out", (4,), 2, vth=250)
     build.project("in", "padded", Conv2d((2, 8, 12), build.weight(3, 2, 3, 3), HALVES, padding=(1, 1)))
     build.project("in", "overlap", Conv2d((2, 8, 12), build.weight(2, 2, 2, 3), SumPool((3, 3), (2, 2))))
     geometry = {"stride": (1, 2), "dilation": (2, 1)}
@@ -222,9 +222,9 @@ def branches() -> Builder:
     build.input("in", (2, 4, 6))
     build.input("one", (2,), constant=True)
     build.population("clock", (3,), 0)
-    build.population("a", (3, 4, 6), 1, vth=900, each=True)
-    build.population("b", (3, 4, 6), 2, vth=900)
-    build.population("c", (3, 4, 6), 3, vth=900)
+    build.population("a", (3, 4, 6), 1, vth=250, each=True)
+    build.population("b", (3, 4, 6), 2, vth=250)
+    build.population("c", (3, 4, 6), 3, vth=250)
     build.project("one", "clock", Dense((2,), build.weight(3, 2, sign="excitatory")))
     build.project("clock", "a", Dense((3,), build.weight(72, 3)))
     build.project("in", "a", Conv2d((2, 4, 6), build.weight(3, 2, 3, 3), padding=(1, 1)))
@@ -306,7 +306,7 @@ def random_graph(seed: int) -> Builder:
 @pytest.mark.parametrize(
     "build",
     [dense_with_biases, convolutions, pooling, branches, recurrent, graded]
-    + [pytest.param(lambda seed=seed: random_graph(seed), id=f"random{seed}") for seed in (11, 12, 13, 14)],
+    + [pytest.param(lambda seed=seed: random_graph(seed), id=f"random{seed}") for seed in (13, 18, 32)],
 )
 def test_lava_gives_the_spikes_of_the_reference(build) -> None:
     builder = build()
@@ -316,16 +316,16 @@ def test_lava_gives_the_spikes_of_the_reference(build) -> None:
     assert (trace.backend, trace.graph, trace.samples, trace.steps) == ("lava", graph.fingerprint(), 5, graph.steps)
     for population in graph.populations:
         spikes = expected[population.name]
-        assert 0 < spikes.mean() < 1, f"{population.name} is silent or always on and tests nothing"
+        assert 0.02 < spikes.mean() < 0.98, f"{population.name} is silent or always on and tests nothing"
         np.testing.assert_array_equal(trace.spikes(population.name), spikes, err_msg=population.name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_geometry_without_pooling_equals_the_operator(seed: int) -> None:
     build = Builder(seed)
     try:
-        operator = random_operator(build, (2, *build.random.integers(4, 10, 2).tolist()))
+        operator = random_operator(build, (2, *build.random.integers(4, 8, 2).tolist()))
     except GraphError:
         return
     x = build.random.integers(0, 3, (2, *operator.in_shape))

@@ -171,10 +171,10 @@ def make_summary(
                 for index, name in enumerate(cores)
             ],
             limits=[
-                LimitUse(limit="neurons", used=1024, available=1024, core=0),
-                LimitUse(limit="synaptic memory (64-bit words)", used=12_900, available=16_384, core=14),
-                LimitUse(limit="axons in", used=400, available=4096, core=0),
-                LimitUse(limit="axons out", used=120, available=4096, core=0),
+                LimitUse(limit="neurons", used=1024, available=1024, chip=0, core=0),
+                LimitUse(limit="synaptic memory (64-bit words)", used=12_900, available=16_384, chip=0, core=14),
+                LimitUse(limit="axons in", used=400, available=4096, chip=0, core=0),
+                LimitUse(limit="axons out", used=120, available=4096, chip=0, core=0),
             ],
         ),
         cost=make_cost("loihi", "Loihi, Davies et al. 2018, Table 2", 1.0),

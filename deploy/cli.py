@@ -1,0 +1,253 @@
+"""The command line. Exit status 0: done; 1: a check failed; 2: wrong input; 130: interrupted."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXIT_CHECK_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+# Modules that import torch or numba are imported inside the commands, so that --help and wrong arguments answer at once.
+
+FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+BACKENDS = ("torch", "events", "lava", "loihi2")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="spikeport")
+def cli() -> None:
+    """Take a spiking network from training to neuromorphic hardware, checked spike for spike.
+
+    `spikeport run digits -o runs/digits` does everything. Each stage is also its own command: it reads and writes files
+    in the run folder and can be run again alone. In order: train, export, quantize, map, simulate, verify, report.
+    """
+
+
+def _progress() -> Any:
+    from rich.console import Console
+
+    from spikeport.deploy.console import ConsoleProgress
+
+    return ConsoleProgress(Console())
+
+
+def _new_folder(recipe: str, folder: Path) -> Any:
+    from spikeport.deploy.run_folder import RunFolder
+    from spikeport.models.recipe import parse_recipe, read_recipe_text
+
+    text, origin = read_recipe_text(recipe)
+    parse_recipe(text, origin)
+    return RunFolder.create(folder, text)
+
+
+def _open(folder: Path) -> Any:
+    from spikeport.deploy.run_folder import RunFolder
+
+    return RunFolder.open(folder)
+
+
+_OUT = click.option(
+    "-o", "--out", "folder", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/RECIPE]."
+)
+
+
+def _default_folder(recipe: str, folder: Path | None) -> Path:
+    return folder if folder is not None else Path("runs") / Path(recipe).stem
+
+
+@cli.command()
+@click.argument("recipe")
+@_OUT
+def run(recipe: str, folder: Path | None) -> None:
+    """Do everything for RECIPE (a built-in name or a .toml file) and write the report.
+
+    Trains, exports NIR, quantises, maps, runs the test set on torch and on the event simulator and a part of it on Lava,
+    compares them, and writes summary.json and report.html into the run folder.
+    """
+    place = _new_folder(recipe, _default_folder(recipe, folder))
+    progress = _progress()
+    from spikeport.deploy.console import show_summary
+    from spikeport.deploy.stages import run_all
+
+    summary = run_all(place, progress)
+    show_summary(progress.console, summary)
+    _end(summary.checks_failed)
+
+
+@cli.command()
+@click.argument("recipe")
+@_OUT
+def train(recipe: str, folder: Path | None) -> None:
+    """Train RECIPE and write checkpoint.pt, train.json and trace-float.npz (the test set on the trained network)."""
+    place = _new_folder(recipe, _default_folder(recipe, folder))
+    from spikeport.deploy.stages import train_stage
+
+    train_stage(place, _progress())
+
+
+@cli.command()
+@FOLDER
+@click.option("--to", "target", type=click.Choice(["nir", "lava"]), default="nir", show_default=True)
+@click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
+def export(folder: Path, target: str, samples: int) -> None:
+    """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts.
+
+    The NIR file is read back and must run to the same spikes.
+    """
+    place = _open(folder)
+    from spikeport.deploy.stages import bundle_stage, export_stage
+
+    if target == "nir":
+        export_stage(place, _progress())
+    else:
+        click.echo(f"wrote {bundle_stage(place, samples)}")
+
+
+@cli.command()
+@FOLDER
+def quantize(folder: Path) -> None:
+    """Lower the NIR file of DIR and quantise it to the chip's integers; writes graph.npz and quantize.json."""
+    place = _open(folder)
+    from spikeport.deploy.stages import quantize_stage
+
+    quantize_stage(place, _progress())
+
+
+@cli.command(name="map")
+@FOLDER
+def map_(folder: Path) -> None:
+    """Put the quantised network of DIR onto the recipe's chip and print what each limit has left."""
+    place = _open(folder)
+    from spikeport.deploy.stages import map_stage
+
+    map_stage(place, _progress())
+
+
+@cli.command()
+@FOLDER
+@click.option(
+    "--backend", type=click.Choice(BACKENDS), multiple=True, help="May be repeated [default: torch and events]."
+)
+def simulate(folder: Path, backend: Sequence[str]) -> None:
+    """Run the test set of DIR on one or more backends; writes trace-BACKEND.npz.
+
+    torch: exact integers, batched. events: the event simulator, which also counts synaptic operations. lava: Lava's
+    bit-accurate models in their own Python 3.10, on the first samples. loihi2: the same bundle on a board.
+    """
+    place = _open(folder)
+    from spikeport.deploy.stages import simulate_stage
+
+    for name in backend or ("torch", "events"):
+        simulate_stage(place, name, _progress())
+
+
+@cli.command()
+@FOLDER
+def verify(folder: Path) -> None:
+    """Compare every trace of DIR with the torch integers, spike for spike; exit status 1 if one differs.
+
+    The first difference is named: population, sample, step, neuron, both values, and the reference's state there.
+    Synaptic operations counted by the simulator are held against those that follow from the torch trace.
+    """
+    place = _open(folder)
+    from spikeport.deploy.stages import verify_stage
+
+    comparisons, synops = verify_stage(place, _progress())
+    failed = [str(comparison) for comparison in comparisons if comparison.mismatches]
+    failed += [
+        f"synaptic operations of {check.projection}: counted {check.counted:,}, derived {check.derived:,}"
+        for check in synops
+        if check.steps_that_differ
+    ]
+    _end(failed)
+
+
+@cli.command()
+@FOLDER
+def report(folder: Path) -> None:
+    """Write summary.json and report.html of DIR from what the other stages left, and print the table."""
+    place = _open(folder)
+    progress = _progress()
+    from spikeport.deploy.console import show_summary
+    from spikeport.deploy.stages import report_stage
+
+    summary = report_stage(place, progress)
+    show_summary(progress.console, summary)
+    _end(summary.checks_failed)
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine can run, and what to do about the rest."""
+    from rich.console import Console
+
+    from spikeport.deploy.console import show_findings
+    from spikeport.deploy.doctor import diagnose
+
+    show_findings(Console(), diagnose())
+
+
+@cli.command()
+@click.argument("name", required=False)
+def chips(name: str | None) -> None:
+    """List the built-in chips, or print every constant of the chip NAME (or chip file) with its source."""
+    from rich.console import Console
+
+    from spikeport.deploy.chip import chip_names, load_chip
+    from spikeport.deploy.console import show_chip, show_chips
+
+    if name is None:
+        show_chips(Console(), [load_chip(each) for each in chip_names()])
+    else:
+        show_chip(Console(), load_chip(name))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the built-in recipes, or print the recipe NAME as a start for your own."""
+    from spikeport.models.recipe import builtin_recipes, read_recipe_text
+
+    if name is None:
+        for each, text in builtin_recipes().items():
+            click.echo(f"{each:12} {text.splitlines()[0].lstrip('# ')}")
+    else:
+        click.echo(read_recipe_text(name)[0], nl=False)
+
+
+def _end(failed: list[str]) -> None:
+    for line in failed:
+        click.echo(f"spikeport: check failed: {line}", err=True)
+    if failed:
+        sys.exit(EXIT_CHECK_FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    from spikeport.models.errors import SpikeportError
+
+    try:
+        cli.main(args=arguments, prog_name="spikeport", standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_WRONG_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("spikeport: interrupted; finished stages are kept and can be gone on from.", err=True)
+        return EXIT_INTERRUPTED
+    except SpikeportError as error:
+        click.echo(f"spikeport: {error}", err=True)
+        return EXIT_WRONG_INPUT
+    except OSError as error:
+        click.echo(f"spikeport: {error.strerror or error}: {error.filename or ''}", err=True)
+        return EXIT_WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What a user sees in the terminal: progress bars while a stage works, and the tables at its end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spikeport.deploy.chip import Chip
+from spikeport.deploy.doctor import Finding
+from spikeport.deploy.energy import constants
+from spikeport.deploy.report import count, energy, microseconds, percent, rule_name
+from spikeport.deploy.summary import Cost, Summary
+
+STATE_STYLE = {"ok": "green", "limited": "yellow", "missing": "red", "note": "blue"}
+
+
+class ConsoleProgress:
+    """Progress bars on a terminal; plain lines where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task(title, total=total, note="")
+
+            def advance(done: float, note: str | None = None) -> None:
+                if note is None:
+                    bars.update(task, completed=done)
+                else:
+                    bars.update(task, completed=done, note=note)
+
+            yield advance
+
+    def say(self, text: str) -> None:
+        self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """The table at the end of a run."""
+    accuracy = summary.accuracy
+    table = Table(title=f"{escape(summary.name)}: {escape(rule_name(summary))}", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("network", f"{escape(summary.training.architecture)}, {summary.training.steps} steps")
+    parts = [f"{name} {percent(value.accuracy)}" for name, value in (
+        ("float", accuracy.float), ("quantised", accuracy.quantized), ("simulated", accuracy.simulated))]  # fmt: skip
+    table.add_row("test accuracy", f"{', '.join(parts)}  ({accuracy.float.samples:,} samples)")
+    if accuracy.lava is not None:
+        table.add_row("on Lava", f"{percent(accuracy.lava.accuracy)}  (first {accuracy.lava.samples:,} test samples)")
+    for pair in summary.comparisons:
+        name = f"{pair.first} = {pair.second}?"
+        if pair.mismatches is None:
+            table.add_row(name, f"[yellow]skipped[/]: {escape(pair.skipped or '')}")
+        else:
+            verdict = "[green]yes[/]" if pair.mismatches == 0 else "[red]NO[/]"
+            text = f"{verdict}, {pair.mismatches:,} of {pair.compared:,} neuron-steps differ ({pair.spikes:,} spikes)"
+            table.add_row(name, text)
+    total = sum(check.counted for check in summary.synop_checks)
+    agree = all(check.counted == check.derived for check in summary.synop_checks)
+    verdict = "[green]equal to[/]" if agree else "[red]NOT equal to[/]"
+    table.add_row("synaptic ops", f"{total:,} counted, {verdict} those of the torch trace")
+    per_inference = sum(layer.synops_per_inference for layer in summary.layers)
+    dense = summary.reference.dense_macs
+    table.add_row("per inference", f"{count(per_inference)} synaptic ops beside {count(dense)} dense MACs")
+    chip = summary.chip
+    table.add_row("chip", f"{escape(chip.title)}: {chip.cores_used} of {chip.cores_available} cores, {chip.chips} chip")
+    table.add_row("time", _time_line(summary.cost))
+    table.add_row("energy (model)", _energy_line(summary.cost))
+    if summary.other_cost is not None:
+        table.add_row("other constants", f"{_energy_line(summary.other_cost)}; {_time_line(summary.other_cost)}")
+    console.print(table)
+    console.print(_layer_table(summary))
+
+
+def _time_line(cost: Cost) -> str:
+    ticks = f"{cost.cycles_per_inference:,.0f} ticks of {cost.tick_ns:g} ns"
+    time = microseconds(cost.time_us_per_inference)
+    return f"{ticks} = {time} per inference, latency {microseconds(cost.latency_us)}"
+
+
+def _energy_line(cost: Cost) -> str:
+    band = f"{energy(cost.energy_low_nj)} to {energy(cost.energy_high_nj)}"
+    return f"{energy(cost.energy_nj_per_inference)} per inference ({band}), {escape(cost.title)}"
+
+
+def _layer_table(summary: Summary) -> Table:
+    table = Table(title="layers, per inference", title_justify="left")
+    table.add_column("population")
+    for heading in ("neurons", "synapses", "spikes", "rate", "silent", "synaptic ops", "dense MACs", "spike error"):
+        table.add_column(heading, justify="right")
+    for layer in summary.layers:
+        table.add_row(
+            escape(layer.name),
+            f"{layer.neurons:,}",
+            f"{layer.synapses:,}",
+            f"{layer.spikes_per_inference:,.1f}",
+            percent(layer.firing_rate, 1),
+            percent(layer.silent_share, 1),
+            f"{layer.synops_per_inference:,.0f}",
+            f"{layer.dense_macs_per_inference:,}",
+            percent(layer.spike_error),
+        )
+    return table
+
+
+def show_findings(console: Console, findings: list[Finding]) -> None:
+    """The doctor's table."""
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_column()
+    for finding in findings:
+        style = STATE_STYLE[finding.state]
+        advice = f"\n{escape(finding.advice)}" if finding.advice else ""
+        table.add_row(escape(finding.name), f"[{style}]{finding.state}[/]", escape(finding.detail) + advice)
+    console.print(table)
+
+
+def show_chips(console: Console, chips: list[Chip]) -> None:
+    """The built-in chips with the limits that matter for mapping."""
+    table = Table()
+    table.add_column("chip", style="bold", no_wrap=True)
+    table.add_column("what it is")
+    for heading in ("cores", "neurons a core", "words a core", "axons in/out", "payload bits"):
+        table.add_column(heading, justify="right")
+    for chip in chips:
+        limits = chip.limits
+        table.add_row(
+            escape(chip.name),
+            escape(chip.title),
+            f"{chip.cores:,}",
+            f"{limits.neurons:,}",
+            f"{limits.synaptic_words:,}",
+            f"{limits.axons_in} / {limits.axons_out}",
+            str(chip.supports.message_bits),
+        )
+    console.print(table)
+
+
+def show_chip(console: Console, chip: Chip) -> None:
+    """Every constant of a chip with its band and its source."""
+    table = Table(title=escape(chip.title), title_justify="left")
+    table.add_column("constant", style="bold")
+    for heading in ("value", "low", "high"):
+        table.add_column(heading, justify="right")
+    table.add_column("kind")
+    table.add_column("source")
+    for row in constants(chip, chip.mesh.columns * chip.mesh.rows):
+        figures = (f"{value:g} {row.unit}" for value in (row.value, row.low, row.high))
+        table.add_row(escape(row.quantity), *figures, row.kind, escape(row.source))
+    console.print(table)

@@ -1,0 +1,125 @@
+"""The run folder: which file each stage reads and writes, and how to get at them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikeport.converters.graph import ProcessGraph
+from spikeport.deploy.trace import Trace
+from spikeport.models.datasets import Dataset, load_dataset
+from spikeport.models.errors import SpikeportError
+from spikeport.models.files import read_json, write_json, write_text
+from spikeport.models.recipe import Recipe, parse_recipe
+from spikeport.models.trainer import Trained
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """A folder that holds one run. Every file is written whole or not at all."""
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path, recipe_text: str) -> "RunFolder":
+        """Make the folder and put the recipe into it. Raises SpikeportError where it cannot be written."""
+        folder = RunFolder(Path(path))
+        write_text(folder.recipe_file, recipe_text)
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> "RunFolder":
+        """An existing run folder. Raises SpikeportError where there is none."""
+        folder = RunFolder(Path(path))
+        if not folder.recipe_file.is_file():
+            raise SpikeportError(f"{path} is not a run folder (it has no recipe.toml). Run `spikeport train` first.")
+        return folder
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def nir_file(self) -> Path:
+        return self.path / f"{self.recipe.name}.nir"
+
+    @property
+    def graph_file(self) -> Path:
+        return self.path / "graph.npz"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def bundle_folder(self) -> Path:
+        return self.path / "bundle"
+
+    def trace_file(self, backend: str) -> Path:
+        return self.path / f"trace-{backend}.npz"
+
+    def result_file(self, stage: str) -> Path:
+        """JSON with what a stage found out and how long it took."""
+        return self.path / f"{stage}.json"
+
+    @cached_property
+    def recipe_text(self) -> str:
+        try:
+            return self.recipe_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpikeportError(f"{self.recipe_file} cannot be read: {error}.") from None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return parse_recipe(self.recipe_text, str(self.recipe_file))
+
+    @cached_property
+    def data(self) -> Dataset:
+        section = self.recipe.data
+        return load_dataset(section.set, section.validation, self.recipe.seed, section.test)
+
+    def trained(self) -> Trained:
+        return Trained.load(self.checkpoint_file, self.recipe, self.data.image_shape, len(self.data.class_names))
+
+    @cached_property
+    def graph(self) -> ProcessGraph:
+        return ProcessGraph.load(self.graph_file)
+
+    @cached_property
+    def test_inputs(self) -> dict[str, np.ndarray]:
+        """The encoded test set, by input name."""
+        return self.encode(self.data.test.images)
+
+    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images (n, channels, height, width) as integer spikes (n, steps, channels, height, width)."""
+        return {"input": encode(self.recipe, images)}
+
+    def trace(self, backend: str) -> Trace:
+        return Trace.load(self.trace_file(backend))
+
+    def write_result(self, stage: str, value: dict[str, Any]) -> None:
+        write_json(self.result_file(stage), value)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        value = read_json(self.result_file(stage), f"spikeport {stage.split('-')[0]}")
+        if not isinstance(value, dict):
+            raise SpikeportError(f"{self.result_file(stage)} is damaged. Run `spikeport {stage.split('-')[0]}` again.")
+        return value
+
+
+def encode(recipe: Recipe, images: np.ndarray) -> np.ndarray:
+    """Images as the recipe's integer spikes, (n, steps, ...), uint8 or uint16 by their bits."""
+    dtype = torch.uint8 if recipe.encoder.message_bits <= 8 else torch.int32
+    spikes = recipe.build_encoder()(torch.from_numpy(images)).transpose(0, 1).to(dtype)
+    return spikes.contiguous().numpy()

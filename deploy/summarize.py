@@ -1,0 +1,186 @@
+"""From the files of a run folder to its `Summary`."""
+
+from importlib.metadata import version
+
+import numpy as np
+
+from spikeport.converters.graph import LoihiNeuron, ProcessGraph
+from spikeport.deploy.chip import load_chip
+from spikeport.deploy.energy import arithmetic_reference, chip_use, dense_macs, price, price_beside
+from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.run_folder import RunFolder
+from spikeport.deploy.summary import (
+    Accuracies,
+    Accuracy,
+    BackendComparison,
+    Cost,
+    Layer,
+    StepAccuracy,
+    Summary,
+    SynopCheck,
+    Training,
+)
+from spikeport.deploy.timing import core_counts, simulate_timing
+from spikeport.deploy.trace import Trace, decisions
+from spikeport.models.errors import SpikeportError
+from spikeport.models.files import read_json
+
+STAGES = (
+    "train",
+    "export",
+    "quantize",
+    "map",
+    "simulate-torch",
+    "simulate-events",
+    "simulate-lava",
+    "verify",
+)
+
+
+def summarize(folder: RunFolder) -> Summary:
+    """Gather everything that the stages found. Raises SpikeportError naming the stage that has not been run."""
+    recipe, graph, labels = folder.recipe, folder.graph, folder.data.test.labels
+    trace, float_trace, reference = folder.trace("events"), folder.trace("float"), folder.trace("torch")
+    if trace.graph != graph.fingerprint() or reference.graph != graph.fingerprint():
+        raise SpikeportError("the traces were made with another network. Run `spikeport simulate` again.")
+    chip = load_chip(recipe.chip.name)
+    mapping = Mapping.from_json(read_json(folder.result_file("mapping"), "spikeport map"))
+    counts = core_counts(graph, mapping, trace)
+    timing = simulate_timing(graph, mapping, chip, counts)
+    other: Cost | None = None
+    if recipe.chip.compare is not None:
+        other = price_beside(graph, mapping, load_chip(recipe.chip.compare), counts)
+    decided = decisions(graph.readout, trace)
+    classes = len(folder.data.class_names)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, decided), 1)
+    verified = folder.result("verify")
+    training = folder.result("train")
+    return Summary(
+        spikeport_version=version("spikeport"),
+        name=recipe.name,
+        recipe=folder.recipe_text,
+        training=Training(
+            rule=recipe.rule.name,
+            reconstruction=recipe.rule.name == "csbp",
+            architecture=recipe.network.architecture,
+            steps=recipe.network.steps,
+            epochs=recipe.training.epochs,
+            best_epoch=training["best_epoch"],
+            parameters=training["parameters"],
+            seed=recipe.seed,
+            train_samples=len(folder.data.train),
+            validation_samples=len(folder.data.validation),
+            test_samples=len(folder.data.test),
+            dataset=folder.data.name,
+            dataset_note=folder.data.note,
+        ),
+        accuracy=_accuracies(folder, graph, float_trace, reference, trace),
+        accuracy_by_step=[
+            StepAccuracy(
+                steps=steps,
+                float=_share(decisions(graph.readout, float_trace, steps), labels),
+                quantized=_share(decisions(graph.readout, reference, steps), labels),
+            )
+            for steps in range(1, graph.steps + 1)
+        ],
+        confusion=confusion.tolist(),
+        class_names=list(folder.data.class_names),
+        comparisons=_comparisons(folder, verified["comparisons"]),
+        synop_checks=[
+            SynopCheck(projection=check["projection"], counted=check["counted"], derived=check["derived"])
+            for check in verified["synops"]
+        ],
+        layers=_layers(folder, graph, trace),
+        chip=chip_use(graph, mapping, chip, counts, timing),
+        cost=price(graph, mapping, chip, counts, timing),
+        other_cost=other,
+        reference=arithmetic_reference(graph, counts),
+        seconds={stage: folder.result(stage)["seconds"] for stage in STAGES if folder.result_file(stage).is_file()},
+    )
+
+
+def _share(decided: np.ndarray, labels: np.ndarray) -> float:
+    return float((decided == labels[: len(decided)]).mean())
+
+
+def _accuracies(
+    folder: RunFolder, graph: ProcessGraph, float_trace: Trace, reference: Trace, trace: Trace
+) -> Accuracies:
+    labels = folder.data.test.labels
+    training = folder.result("train")
+    best = next(epoch for epoch in training["history"] if epoch["epoch"] == training["best_epoch"])
+
+    def accuracy(of: Trace) -> Accuracy:
+        return Accuracy(accuracy=_share(decisions(graph.readout, of), labels), samples=of.samples)
+
+    return Accuracies(
+        validation_float=Accuracy(
+            accuracy=best["validation_accuracy"], samples=len(folder.data.validation), split="validation"
+        ),
+        float=accuracy(float_trace),
+        quantized=accuracy(reference),
+        simulated=accuracy(trace),
+        lava=accuracy(folder.trace("lava")) if folder.trace_file("lava").is_file() else None,
+        lava_skipped=_lava_skipped(folder),
+    )
+
+
+def _lava_skipped(folder: RunFolder) -> str | None:
+    if folder.trace_file("lava").is_file():
+        return None
+    if folder.result_file("simulate-lava").is_file():
+        return str(folder.result("simulate-lava").get("skipped", "not run"))
+    return "not run"
+
+
+def _comparisons(folder: RunFolder, verified: list[dict[str, object]]) -> list[BackendComparison]:
+    fields = ("first", "second", "samples", "compared", "spikes", "mismatches", "by_population")
+    rows = [BackendComparison(**{key: entry[key] for key in fields}, skipped=None) for entry in verified]  # type: ignore[arg-type]
+    skipped = _lava_skipped(folder)
+    if skipped is not None:
+        rows.append(
+            BackendComparison(
+                first="torch",
+                second="lava",
+                samples=0,
+                compared=0,
+                spikes=0,
+                mismatches=None,
+                by_population={},
+                skipped=skipped,
+            )
+        )
+    return rows
+
+
+def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]:
+    errors = {layer["population"]: layer for layer in folder.result("quantize")["layers"]}
+    macs = dense_macs(graph)
+    layers = []
+    for population in graph.populations:
+        incoming = graph.incoming(population.name)
+        spikes = trace.spike_counts(population.name)
+        fired = np.bitwise_count(np.bitwise_or.reduce(trace.packed[population.name], axis=1)).sum(axis=1)
+        neuron, error = population.neuron, errors[population.name]
+        layers.append(
+            Layer(
+                name=population.name,
+                operator=" + ".join(projection.operator.kind for projection in incoming),
+                shape=list(population.shape),
+                neurons=population.size,
+                synapses=sum(projection.operator.n_synapses() for projection in incoming),
+                parameters=sum(projection.operator.weight.size for projection in incoming),
+                spikes_per_inference=float(spikes.sum() / trace.samples),
+                firing_rate=float(spikes.sum() / (trace.samples * trace.steps * population.size)),
+                silent_share=1 - float(fired.mean()) / population.size,
+                synops_per_inference=sum(float(trace.synops[p.name].sum()) for p in incoming) / trace.samples,
+                dense_macs_per_inference=graph.steps * sum(macs[projection.name] for projection in incoming),
+                weight_error=error["weight_error"],
+                current_error=error["current_error"],
+                spike_error=error["spike_error"],
+                weight_bits=error["weight_bits"],
+                threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
+            )
+        )
+    return layers

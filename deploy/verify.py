@@ -1,0 +1,139 @@
+"""`verify`: two traces of one graph, spike for spike, and where they first part."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spikeport.converters.graph import ProcessGraph
+from spikeport.converters.reference import Reference
+from spikeport.deploy.timing import derived_synops
+from spikeport.deploy.trace import Trace
+from spikeport.models.errors import SpikeportError
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first neuron-step in which two traces differ: by sample, then step, then population in graph order.
+
+    first, second: spikes of the two backends there. current, u, v: what the torch reference computes there (v after
+    reset; `current` is the summed synaptic input), absent where the inputs were not given.
+    """
+
+    population: str
+    sample: int
+    step: int
+    neuron: int
+    first: int
+    second: int
+    current: int | None = None
+    u: int | None = None
+    v: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.population}, sample {self.sample}, step {self.step}, neuron {self.neuron}"
+        state = "" if self.u is None else f" (reference: input {self.current}, u {self.u}, v {self.v})"
+        return f"first difference at {place}: {self.first} against {self.second} spikes{state}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """compared: neuron-steps looked at; spikes: those in which the first backend fired; mismatches: those that differ."""
+
+    first: str
+    second: str
+    samples: int
+    compared: int
+    spikes: int
+    mismatches: int
+    by_population: dict[str, int]
+    divergence: Divergence | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.first} and {self.second}: {self.mismatches} of {self.compared} neuron-steps differ "
+            f"({self.samples} samples, {self.spikes} spikes)"
+        )
+        return head if self.divergence is None else f"{head}; {self.divergence}"
+
+
+def compare(
+    graph: ProcessGraph, first: Trace, second: Trace, inputs: dict[str, np.ndarray] | None = None
+) -> Comparison:
+    """Compare the spikes of every population on the samples that both traces have.
+
+    Args:
+        inputs: the samples that were run, to show the reference's state where the traces first differ.
+
+    Raises SpikeportError where a trace belongs to another graph.
+    """
+    for trace in (first, second):
+        if trace.graph != graph.fingerprint():
+            raise SpikeportError(
+                f"the {trace.backend} trace was made with another network (graph {trace.graph}, here "
+                f"{graph.fingerprint()}). Run `spikeport simulate` again."
+            )
+    samples = min(first.samples, second.samples)
+    cut = slice(0, samples)
+    by_population: dict[str, int] = {}
+    earliest: Divergence | None = None
+    for population in graph.populations:
+        name = population.name
+        differing = np.bitwise_xor(first.packed[name][cut], second.packed[name][cut])
+        by_population[name] = int(np.bitwise_count(differing).sum(dtype=np.int64))
+        if by_population[name]:
+            sample, step = (int(i) for i in np.argwhere(differing.any(axis=-1))[0])
+            if earliest is None or (sample, step) < (earliest.sample, earliest.step):
+                neuron = int(np.unpackbits(differing[sample, step]).argmax())
+                values = [int(t.spikes(name, slice(sample, sample + 1))[0, step, neuron]) for t in (first, second)]
+                earliest = Divergence(name, sample, step, neuron, *values)
+    if earliest is not None and inputs is not None:
+        earliest = _explain(graph, earliest, inputs)
+    return Comparison(
+        first=first.backend,
+        second=second.backend,
+        samples=samples,
+        compared=samples * graph.steps * sum(population.size for population in graph.populations),
+        spikes=sum(int(first.spike_counts(p.name)[cut].sum()) for p in graph.populations),
+        mismatches=sum(by_population.values()),
+        by_population=by_population,
+        divergence=earliest,
+    )
+
+
+def _explain(graph: ProcessGraph, found: Divergence, inputs: dict[str, np.ndarray]) -> Divergence:
+    sample = {name: array[found.sample : found.sample + 1] for name, array in inputs.items()}
+    run = Reference(graph).run(sample, record=True)
+
+    def at(values: Any) -> int:
+        return int(values[found.population][0, found.step].flatten()[found.neuron])
+
+    fields = asdict(found) | {"current": at(run.currents), "u": at(run.u), "v": at(run.v)}
+    return Divergence(**fields)
+
+
+@dataclass(frozen=True)
+class SynopComparison:
+    """Synaptic operations of one projection over all samples: counted by a simulator, derived from a trace."""
+
+    projection: str
+    counted: int
+    derived: int
+    steps_that_differ: int
+
+
+def compare_synops(graph: ProcessGraph, counted: Trace, reference: Trace) -> list[SynopComparison]:
+    """Hold the simulator's counts against those that follow from the reference's spikes, for every step."""
+    derived = derived_synops(graph, reference)
+    return [
+        SynopComparison(
+            projection.name,
+            int(counted.synops[projection.name].sum()),
+            int(derived[projection.name].sum()),
+            int((counted.synops[projection.name] != derived[projection.name]).sum()),
+        )
+        for projection in graph.projections
+    ]

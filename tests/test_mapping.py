@@ -1,0 +1,322 @@
+"""Mapping against a brute-force count of synapses, input lists and axons, and what it refuses."""
+
+import itertools
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
+from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Sparse, SumPool
+from spikeport.deploy.chip import Chip, load_chip
+from spikeport.deploy.mapping import Mapping, map_network, place
+from spikeport.models.errors import DoesNotFitError, SpikeportError
+
+ZERO = np.int64(0)
+NEURON = LoihiNeuron(ZERO, ZERO, np.int64(100), ZERO, ZERO)
+
+
+def chain(*operators: Operator, message_bits: int = 1, recurrent: Operator | None = None) -> ProcessGraph:
+    """Input -> p1 -> p2 -> ..., with an optional projection of the last population onto itself."""
+    names = ["in", *(f"p{i + 1}" for i in range(len(operators)))]
+    populations = [Population(n, op.out_shape, NEURON, i + 1) for i, (n, op) in enumerate(zip(names[1:], operators))]  # noqa: B905
+    projections = [Projection(f"to-{names[i + 1]}", names[i], names[i + 1], op) for i, op in enumerate(operators)]
+    if recurrent:
+        projections.append(Projection("again", names[-1], names[-1], recurrent, recurrent=True))
+    inputs = (Input("in", operators[0].in_shape, message_bits),)
+    return ProcessGraph("chain", 3, 1.0, inputs, tuple(populations), tuple(projections), Readout(names[-1]))
+
+
+def small(chip: str = "loihi", mesh: tuple[int, int] = (4, 4), max_chips: int = 1, **limits: int) -> Chip:
+    """A chip with other limits."""
+    base = load_chip(chip)
+    return base.model_copy(
+        update={
+            "limits": base.limits.model_copy(update=limits),
+            "mesh": base.mesh.model_copy(update={"columns": mesh[0], "rows": mesh[1]}),
+            "max_chips": max_chips,
+        }
+    )
+
+
+def synapses_of(operator: Operator) -> list[tuple[int, int, int, float]]:
+    """Every synapse as (source neuron, pooled cell, target neuron, weight), by loops over the definition."""
+    if isinstance(operator, OneToOne):
+        return [(i, i, i, operator.weight[i]) for i in range(operator.n_in)]
+    if isinstance(operator, Sparse):
+        return [(s, s, t, w) for s, t, w in zip(operator.source, operator.target, operator.weight, strict=True)]
+    below: dict[int, list[int]] = {cell: [cell] for cell in range(math.prod(operator.pooled_shape))}
+    if operator.pool:
+        channels, height, width = operator.pooled_shape
+        for c, y, x in np.ndindex(channels, height, width):
+            (ky, kx), (sy, sx) = operator.pool.kernel, operator.pool.stride
+            window = [(c, y * sy + i, x * sx + j) for i in range(ky) for j in range(kx)]
+            below[(c * height + y) * width + x] = [int(np.ravel_multi_index(at, operator.in_shape)) for at in window]
+    found = []
+    if isinstance(operator, Dense):
+        for target, cell in np.ndindex(operator.weight.shape):
+            found += [(s, cell, target, operator.weight[target, cell]) for s in below[cell]]
+        return found
+    assert isinstance(operator, Conv2d)
+    per_group = operator.weight.shape[0] // operator.groups
+    for target, (out, oy, ox) in enumerate(np.ndindex(operator.out_shape)):
+        for inner, i, j in np.ndindex(operator.weight.shape[1:]):
+            y = oy * operator.stride[0] - operator.padding[0] + i * operator.dilation[0]
+            x = ox * operator.stride[1] - operator.padding[1] + j * operator.dilation[1]
+            channel = out // per_group * operator.weight.shape[1] + inner
+            if 0 <= y < operator.pooled_shape[1] and 0 <= x < operator.pooled_shape[2]:
+                cell = (channel * operator.pooled_shape[1] + y) * operator.pooled_shape[2] + x
+                found += [(s, cell, target, operator.weight[out, inner, i, j]) for s in below[cell]]
+    return found
+
+
+def use_of(operator: Operator, neurons: np.ndarray, chip: Chip, delayed: bool = False) -> tuple[int, int]:
+    """Words and input axons of a core that holds these target neurons in this order, by the definition."""
+    place_of = {int(neuron): index for index, neuron in enumerate(neurons)}
+    pool = operator.pool
+    shared = pool is not None and pool.kernel[0] <= pool.stride[0] and pool.kernel[1] <= pool.stride[1]
+    patterns: dict[int, list[tuple[int, float]]] = {}
+    for source, cell, target, weight in set_of_cells(synapses_of(operator)) if shared else synapses_of(operator):
+        if target in place_of:
+            patterns.setdefault(cell if shared else source, []).append((place_of[target], float(weight)))
+    lists = set()
+    for pattern in patterns.values():
+        base = min(at for at, _ in pattern)
+        lists.add(tuple(sorted((at - base, weight) for at, weight in pattern)))
+    layout = chip.synaptic_list
+
+    def consecutive(entries: tuple[tuple[int, float], ...]) -> bool:
+        return [at for at, _ in entries] == list(range(len(entries)))
+
+    spans = [entries[-1][0] + 1 for entries in lists if not consecutive(entries)]
+    index = min(bits for bits in layout.index_bits if 1 << bits >= max(spans, default=0))
+    words = 0
+    for entries in lists:
+        bits = layout.weight_bits + layout.tag_bits + (0 if consecutive(entries) else index)
+        bits += layout.delay_bits if delayed else 0
+        for start in range(0, len(entries), layout.block_synapses):
+            n = min(len(entries) - start, layout.block_synapses)
+            words += math.ceil((n * bits + layout.header_bits) / layout.word_bits)
+    return words, len(patterns)
+
+
+def set_of_cells(synapses: list[tuple[int, int, int, float]]) -> list[tuple[int, int, int, float]]:
+    """One synapse for each (pooled cell, target): the neurons of a cell share it."""
+    return [(cell, cell, target, weight) for cell, target, weight in sorted({entry[1:] for entry in synapses})]
+
+
+@st.composite
+def operators(draw: st.DrawFn) -> Operator:
+    """Small operators of every kind, few distinct weights so that lists collide."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+
+    def weights(*shape: int) -> np.ndarray:
+        return 2 * rng.integers(-1, 3, shape)
+
+    kind = draw(st.sampled_from(["dense", "conv", "sparse", "one_to_one"]))
+    if kind == "one_to_one":
+        n = draw(st.integers(1, 9))
+        return OneToOne((n,), weights(n))
+    if kind == "sparse":
+        n_in, n_out = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+        source, target = np.nonzero(rng.random((n_in, n_out)) < 0.5)
+        return Sparse((n_in,), weights(len(source)), None, source, target, (n_out,))
+    groups = draw(st.sampled_from([1, 2]))
+    shape = (groups * draw(st.integers(1, 2)), draw(st.integers(6, 8)), draw(st.integers(6, 8)))
+    kernel, stride = draw(st.sampled_from([(1, 1), (2, 2), (2, 1)])), draw(st.sampled_from([(2, 2), (1, 1), (1, 2)]))
+    pool = draw(st.sampled_from([None, SumPool(kernel, stride)]))
+    pooled = pool.out_shape(shape) if pool else shape
+    if kind == "dense":
+        return Dense(shape, weights(draw(st.integers(1, 5)), math.prod(pooled)), pool)
+    size = [draw(st.integers(1, 2)) for _ in range(2)]
+    pair = st.tuples(st.integers(1, 2), st.integers(1, 2))
+    weight = weights(groups * draw(st.integers(1, 2)), shape[0] // groups, *size)
+    padding = draw(st.tuples(st.integers(0, 1), st.integers(0, 1)))
+    return Conv2d(shape, weight, pool, draw(pair), padding, draw(pair), groups)
+
+
+@given(operators(), st.integers(2, 60))
+def test_words_and_axons_equal_the_brute_force_count(operator: Operator, neurons: int) -> None:
+    chip = small(neurons=neurons, synaptic_words=100_000)
+    mapping = map_network(chain(operator), chip)
+    for core in mapping.cores:
+        assert len(core.neurons) <= neurons
+        assert (core.synaptic_words, core.axons_in) == use_of(operator, core.neurons, chip)
+
+
+@given(operators(), st.integers(1, 6))
+def test_output_axons_count_the_cores_that_each_neuron_reaches(operator: Operator, neurons: int) -> None:
+    first = OneToOne(operator.in_shape, np.ones(operator.n_in, dtype=np.int64))
+    chip = small(mesh=(30, 30), neurons=max(neurons, operator.n_out // 4 + 1), axons_out=10_000)
+    graph = chain(first, operator)
+    mapping = map_network(graph, chip)
+    targets = mapping.core_of_neurons(graph.population("p2"))
+    reached = {(source, int(targets[target])) for source, _, target, _ in synapses_of(operator)}
+    for index in mapping.cores_of("p1"):
+        core = mapping.cores[index]
+        assert core.axons_out == sum(source in set(core.neurons.tolist()) for source, _ in reached)
+
+
+def mnist_net() -> ProcessGraph:
+    """15C5-P2-40C5-P2-300-10."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return 2 * rng.integers(-128, 128, shape)
+
+    pool = SumPool((2, 2), (2, 2))
+    return chain(
+        Conv2d((1, 28, 28), weights(15, 1, 5, 5)),
+        Conv2d((15, 24, 24), weights(40, 15, 5, 5), pool),
+        Dense((40, 8, 8), weights(300, 640), pool),
+        Dense((300,), weights(10, 300)),
+    )
+
+
+@pytest.mark.parametrize("name", ["loihi", "loihi-sanafe", "loihi2"])
+def test_the_mnist_net_fits_on_one_chip_within_every_limit(name: str) -> None:
+    graph, chip = mnist_net(), load_chip(name)
+    map_network(chain(OneToOne((3,), np.ones(3, dtype=np.int64))), chip)  # compiles the kernels
+    began = time.perf_counter()
+    mapping = map_network(graph, chip)
+    assert time.perf_counter() - began < 10
+    assert mapping.chips == 1
+    limits = chip.limits.items()
+    for core in mapping.cores:
+        use = {
+            "neurons": len(core.neurons),
+            "synaptic_words": core.synaptic_words,
+            "axons_in": core.axons_in,
+            "axons_out": core.axons_out,
+        }
+        assert all(0 <= use[name] <= limits[name] for name in limits)
+    assert all(population.size == (mapping.core_of_neurons(population) >= 0).sum() for population in graph.populations)
+
+
+def test_convolution_weights_are_stored_once_a_pattern_and_not_once_a_source() -> None:
+    weight = 2 * np.arange(1, 10).reshape(1, 1, 3, 3)
+    words = [
+        map_network(chain(Conv2d((1, n, n), weight)), small(neurons=4096, synaptic_words=10**6)).cores[0].synaptic_words
+        for n in (12, 24, 48)
+    ]
+    assert words[0] == words[1] == words[2]
+
+
+def test_a_delayed_projection_stores_its_delay() -> None:
+    operator = Dense((3,), np.full((2, 3), 4))
+    chip = load_chip("loihi")
+    graph = ProcessGraph(
+        "delayed",
+        1,
+        1.0,
+        (Input("in", (3,)),),
+        (Population("p", (2,), NEURON, 4),),
+        (Projection("slow", "in", "p", operator, delay=3),),
+        Readout("p"),
+    )
+    core = map_network(graph, chip).cores[0]
+    assert (core.synaptic_words, core.axons_in) == use_of(operator, core.neurons, chip, delayed=True)
+
+
+def test_a_second_chip_is_used_where_one_is_too_small() -> None:
+    mapping = map_network(mnist_net(), small(mesh=(2, 2), max_chips=4))
+    assert mapping.chips == 2
+    assert mapping.tile_positions()[:, 0].max() >= 2
+
+
+def test_placement_walks_from_tile_to_neighbouring_tile() -> None:
+    chip = load_chip("loihi")
+    places = place(chip.cores, chip)
+    assert len({core for _, core, _, _ in places}) == chip.cores
+    steps = [abs(a[2] - b[2]) + abs(a[3] - b[3]) for a, b in itertools.pairwise(places)]
+    assert max(steps) == 1
+
+
+def test_a_recurrent_population_is_cut_under_its_own_output_axons() -> None:
+    rng = np.random.default_rng(1)
+    n = 24
+    operators = Dense((4,), 2 * rng.integers(1, 99, (n, 4))), Dense((n,), 2 * rng.integers(1, 99, (n, n)))
+    mapping = map_network(chain(operators[0], recurrent=operators[1]), small(neurons=8, axons_out=30))
+    cores = [mapping.cores[index] for index in mapping.cores_of("p1")]
+    assert all(core.axons_out == len(core.neurons) * len(cores) <= 30 for core in cores)
+
+
+def test_a_mapping_survives_json() -> None:
+    graph = mnist_net()
+    mapping = map_network(graph, load_chip("loihi"))
+    value = json.loads(json.dumps(mapping.to_json()))
+    again = Mapping.from_json(value)
+    assert again.to_json() == mapping.to_json()
+    np.testing.assert_array_equal(
+        again.core_of_neurons(graph.populations[0]), mapping.core_of_neurons(graph.populations[0])
+    )
+    with pytest.raises(SpikeportError, match="not a mapping"):
+        Mapping.from_json({"format": "something else"})
+    value["cores"][0]["neurons"][0] += 10_000
+    with pytest.raises(SpikeportError, match="exactly once"):
+        Mapping.from_json(value).core_of_neurons(graph.populations[0])
+
+
+def test_graded_input_is_refused_by_binary_spikes_only() -> None:
+    graph = chain(Dense((4,), np.ones((2, 4), dtype=np.int64)), message_bits=8)
+    with pytest.raises(DoesNotFitError, match=r"input 'in' .* 8 bits; .*'loihi' carry 1 \(7 too many\)"):
+        map_network(graph, load_chip("loihi"))
+    assert map_network(graph, load_chip("loihi2")).cores
+
+
+def test_too_many_neurons_are_refused() -> None:
+    graph = chain(OneToOne((100,), np.ones(100, dtype=np.int64)))
+    with pytest.raises(DoesNotFitError, match=r"'p1' .* 25 neurons, a core has 10 \(15 too many\)"):
+        map_network(graph, small(mesh=(1, 1), neurons=10))
+
+
+def test_a_population_far_too_large_for_any_index_is_refused_by_its_neurons() -> None:
+    ends = Sparse((1,), np.array([2, 4]), None, np.array([0, 0]), np.array([0, 8999]), (9000,))
+    with pytest.raises(DoesNotFitError, match=r"9000 neurons, a core has 1024 \(7976 too many\)"):
+        map_network(chain(ends), small(mesh=(1, 1)).model_copy(update={"cores_per_tile": 1}))
+
+
+def test_the_fewest_cores_are_found_between_the_steps_of_the_search() -> None:
+    # a list of six synapses takes one word, of seven two: so 1,024 distinct lists leave room for six of the 96 neurons
+    operator = Dense((1024,), 2 * np.random.default_rng(0).integers(-128, 128, (96, 1024)))
+    assert len(map_network(chain(operator), small(synaptic_words=1024)).cores) == 16
+
+
+def test_too_many_cores_in_all_are_refused_with_the_share_of_each_population() -> None:
+    ones = OneToOne((8,), np.ones(8, dtype=np.int64))
+    with pytest.raises(DoesNotFitError, match=r"needs 6 cores, 'loihi' has 4 .*\(2 too many\): p1 2, p2 2, p3 2"):
+        map_network(chain(ones, ones, ones), small(mesh=(1, 1), neurons=4))
+
+
+@pytest.mark.parametrize(("limit", "said"), [("synaptic_words", "synaptic words"), ("axons_in", "axons in")])
+def test_one_neuron_with_too_large_a_fan_in_is_refused(limit: str, said: str) -> None:
+    graph = chain(Dense((50,), 2 * np.arange(100).reshape(2, 50)))
+    with pytest.raises(DoesNotFitError, match=rf"'p1' .*neuron 0 alone needs 50 {said}, a core has 20 \(30 too many\)"):
+        map_network(graph, small(**{limit: 20}))
+
+
+def test_one_neuron_that_reaches_too_many_cores_is_refused() -> None:
+    graph = chain(Dense((1,), np.ones((1, 1), dtype=np.int64)), Dense((1,), np.ones((12, 1), dtype=np.int64)))
+    with pytest.raises(DoesNotFitError, match=r"'p1' .* 6 axons out, a core has 5 \(1 too many\)"):
+        map_network(graph, small(neurons=2, axons_out=5))
+
+
+def test_long_delays_and_wide_weights_are_refused() -> None:
+    wide = chain(Dense((1,), np.array([[300]])))
+    with pytest.raises(DoesNotFitError, match=r"'to-p1' .* 300; 'loihi' holds -256..255"):
+        map_network(wide, load_chip("loihi"))
+    slow = ProcessGraph(
+        "slow",
+        1,
+        1.0,
+        (Input("in", (1,)),),
+        (Population("p", (1,), NEURON, 71),),
+        (Projection("wait", "in", "p", Dense((1,), np.ones((1, 1), dtype=np.int64)), delay=70),),
+        Readout("p"),
+    )
+    with pytest.raises(DoesNotFitError, match=r"'wait' .* 70 steps; 'loihi' allows 62 \(8 too many\)"):
+        map_network(slow, load_chip("loihi"))
