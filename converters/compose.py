@@ -99,9 +99,7 @@ def dense(first: LinearMap, weight: np.ndarray) -> Dense:
     return Dense(first.in_shape, first.transpose_apply(rows).flatten(1).numpy())
 
 
-def conv(
-    first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Operator:
+def conv(first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Operator:
     """Cross-correlate the output with a kernel (out channels, in channels / groups, height, width)."""
     if isinstance(first, Identity):
         if first.factor is not None and first.factor.ndim:

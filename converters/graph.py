@@ -145,11 +145,28 @@ class ProcessGraph:
         return self.population(self.readout.population).stage
 
     def population(self, name: str) -> Population:
-        return _named(self.populations, name, "population")
+        """The population of that name."""
+        node = self.node(name)
+        if not isinstance(node, Population):
+            raise GraphError(f"{name!r} is an input, not a population.")
+        return node
 
     def node(self, name: str) -> Input | Population:
         """The input or population of that name."""
-        return _named((*self.inputs, *self.populations), name, "input or population")
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise GraphError(f"the graph has no input or population named {name!r}.")
+
+    @property
+    def nodes(self) -> list[Input | Population]:
+        """Inputs, then populations, in order."""
+        return [*self.inputs, *self.populations]
+
+    @property
+    def event_nodes(self) -> list[Input | Population]:
+        """All nodes whose spikes a trace holds: the inputs that the caller feeds, then the populations."""
+        return [*self.event_inputs, *self.populations]
 
     def incoming(self, name: str) -> list[Projection]:
         return [projection for projection in self.projections if projection.target == name]
@@ -189,15 +206,8 @@ def with_populations(graph: ProcessGraph, populations: Iterable[Population]) -> 
     return replace(graph, populations=tuple(populations))
 
 
-def _named(nodes: Iterable[Any], name: str, what: str) -> Any:
-    for node in nodes:
-        if node.name == name:
-            return node
-    raise GraphError(f"the graph has no {what} named {name!r}.")
-
-
 def _check(graph: ProcessGraph) -> None:
-    names = [node.name for node in (*graph.inputs, *graph.populations)]
+    names = [node.name for node in graph.nodes]
     if len(set(names)) != len(names):
         raise GraphError(f"graph {graph.name!r} has two nodes of one name among {names}.")
     if len({projection.name for projection in graph.projections}) != len(graph.projections):

@@ -16,6 +16,7 @@ constant source that fires at every step; without a filter it is an ordinary neu
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import nir
 import numpy as np
@@ -25,7 +26,7 @@ from spikeport.converters import compose
 from spikeport.converters.compose import Identity, LinearMap
 from spikeport.converters.graph import FloatNeuron, Input, Population, ProcessGraph, Projection, Readout, Reset
 from spikeport.converters.nir_reader import check_nir
-from spikeport.converters.operators import Operator, OneToOne, Pair, Shape, SumPool
+from spikeport.converters.operators import OneToOne, Operator, Pair, Shape, SumPool
 from spikeport.models.errors import GraphError
 
 SPIKING = (nir.CubaLIF, nir.LIF, nir.IF)
@@ -78,8 +79,8 @@ def lower(
     if sample_steps is None:
         raise GraphError(f"{name}: how many steps a sample lasts is not recorded; give steps.")
     spiking = {key: node for key, node in graph.nodes.items() if isinstance(node, SPIKING)}
-    dt = _agreed(graph, spiking, "dt", dt)
-    reset = _agreed(graph, spiking, "reset", reset)
+    step = float(_agreed(spiking, "dt", dt))
+    mode: Reset = "subtract" if _agreed(spiking, "reset", reset) == "subtract" else "zero"
     walk = _Walk(graph)
     forms = {key: walk.into(key) for key in spiking}
     order, recurrent = _order(graph, spiking, forms)
@@ -88,7 +89,7 @@ def lower(
     populations: list[Population] = []
     projections: list[Projection] = []
     for key in order:
-        neuron, constant = _neuron(key, spiking[key], forms[key], float(dt), reset)
+        neuron, constant = _neuron(key, spiking[key], forms[key], step, mode)
         populations.append(Population(key, _shape(spiking[key].input_type["input"]), neuron))
         for term in forms[key].terms:
             pair = f"{term.source}->{key}"
@@ -105,18 +106,16 @@ def lower(
         if constant is not None:
             source = f"{CONSTANT_INPUT}_{key}"
             inputs.append(Input(source, constant.shape, constant=True))
-            projections.append(
-                Projection(f"{source}->{key}", source, key, OneToOne(constant.shape, constant.ravel()))
-            )
+            projections.append(Projection(f"{source}->{key}", source, key, OneToOne(constant.shape, constant.ravel())))
     populations, projections = balance(inputs, populations, projections)
     readout = Readout(
         _output_population(graph, walk),
         str(metadata.get("readout", "count")),  # type: ignore[arg-type]
         float(metadata.get("readout_keep", 0.0)),
     )
-    notes = {"discretization": "euler", "reset": reset}
+    notes = {"discretization": "euler", "reset": mode}
     return ProcessGraph(
-        name, int(sample_steps), float(dt), tuple(inputs), tuple(populations), tuple(projections), readout, notes
+        name, int(sample_steps), step, tuple(inputs), tuple(populations), tuple(projections), readout, notes
     )
 
 
@@ -135,9 +134,7 @@ def balance(
         stage[population.name] = 1 + max((stage[source] for source in sources if source not in waiting), default=0)
     staged = [replace(population, stage=stage[population.name]) for population in populations]
     padded = [
-        p
-        if p.recurrent or p.source in waiting
-        else replace(p, delay=stage[p.target] - 1 - stage[p.source])
+        p if p.recurrent or p.source in waiting else replace(p, delay=stage[p.target] - 1 - stage[p.source])
         for p in projections
     ]
     return staged, padded
@@ -287,7 +284,11 @@ def _neuron(
         else:
             bias = bias + form.constant
     neuron = FloatNeuron(
-        *(_shrunk(value) for value in (current_keep, voltage_keep, threshold / gain, bias)), reset=reset
+        current_keep=_shrunk(current_keep),
+        voltage_keep=_shrunk(voltage_keep),
+        threshold=_shrunk(threshold / gain),
+        bias=_shrunk(bias),
+        reset=reset,
     )
     return neuron, through_filter
 
@@ -306,7 +307,7 @@ def _order(
     Where only cycles remain, the population nearest to an input goes next and what is missing becomes recurrent.
     """
     needs = {key: {term.source for term in forms[key].terms} & set(spiking) for key in spiking}
-    distance = {key: 0 for key in graph.inputs}
+    distance = dict.fromkeys(graph.inputs, 0)
     frontier = list(graph.inputs)
     while frontier:
         frontier, last = [], frontier
@@ -348,16 +349,17 @@ def _check_supported(graph: nir.NIRGraph) -> None:
         if not isinstance(node, known):
             names = ", ".join(kind.__name__ for kind in (*SPIKING, *LINEAR))
             raise GraphError(
-                f"node {key!r} is of type {type(node).__name__}, which cannot be lowered to the chip. Supported: {names}."
+                f"node {key!r} is of type {type(node).__name__}, which cannot be lowered to the chip. "
+                f"Supported: {names}."
             )
 
 
-def _agreed(graph: nir.NIRGraph, spiking: dict[str, nir.NIRNode], field: str, given: object) -> object:
+def _agreed(spiking: dict[str, nir.NIRNode], field: str, given: float | str | None) -> Any:
     """The value of `dt` or `reset` that metadata and caller agree on."""
     found = {key: node.metadata[field] for key, node in spiking.items() if field in (node.metadata or {})}
-    values = {float(value) if field == "dt" else str(value) for value in found.values()}
+    values: set[Any] = {float(value) if field == "dt" else str(value) for value in found.values()}
     if given is not None:
-        values.add(given)  # type: ignore[arg-type]
+        values.add(given)
     if not values:
         raise GraphError(f"{field} is not recorded in the file and was not given. {TIME_HELP}")
     if len(values) > 1:
@@ -365,7 +367,7 @@ def _agreed(graph: nir.NIRGraph, spiking: dict[str, nir.NIRNode], field: str, gi
     value = values.pop()
     if field == "reset" and value not in ("zero", "subtract"):
         raise GraphError(f"reset = {value!r} is unknown; it is 'zero' or 'subtract'.")
-    if field == "dt" and not float(value) > 0:  # type: ignore[arg-type]
+    if field == "dt" and not value > 0:
         raise GraphError(f"dt = {value} must be positive.")
     for key, node in spiking.items():
         scheme = (node.metadata or {}).get("discretization", "euler")

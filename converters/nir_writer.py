@@ -1,4 +1,4 @@
-"""Writing a trained network as NIR: continuous time, with dt, reset mode and discretisation in every neuron's metadata."""
+"""Writing a trained network as NIR, with dt, reset mode and discretisation in every neuron's metadata."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def to_nir(network: SpikingNetwork, dt: float, steps: int, message_bits: int = 1
         unit = np.full(network.specs[0].in_shape, network.input_unit, dtype=np.float64)
         append("input_scale", nir.Scale(scale=unit))
     for spec in network.specs:
-        weight = network.maps[spec.name].weight.detach().cpu().numpy()
+        weight = network.weight(spec.name).numpy()
         if spec.pool > 1:
             side = np.array([spec.pool, spec.pool])
             append(f"{spec.name}_pool", nir.SumPool2d(kernel_size=side, stride=side, padding=np.array([0, 0])))

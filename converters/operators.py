@@ -127,20 +127,20 @@ class Dense(Operator):
             raise GraphError(
                 f"dense weights of shape {self.weight.shape} do not fit {math.prod(self.pooled_shape)} inputs."
             )
+        if self.shape_out and math.prod(self.shape_out) != self.weight.shape[0]:
+            raise GraphError(f"{self.weight.shape[0]} dense outputs cannot be seen as {self.shape_out}.")
 
     @property
     def kind(self) -> str:
         return "dense"
-
-        if self.shape_out and math.prod(self.shape_out) != self.weight.shape[0]:
-            raise GraphError(f"{self.weight.shape[0]} dense outputs cannot be seen as {self.shape_out}.")
 
     @property
     def out_shape(self) -> Shape:
         return self.shape_out or (int(self.weight.shape[0]),)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return (self._pooled(x).flatten(1) @ _tensor(self.weight, x).T).unflatten(1, self.out_shape)
+        flat = self._pooled(x).flatten(1) @ _tensor(self.weight, x).T
+        return flat.reshape(-1, *self.out_shape)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"out_shape": list(self.out_shape)}
@@ -224,7 +224,7 @@ class Sparse(Operator):
         indices = torch.as_tensor(np.stack([self.source, self.target]), device=x.device)
         terms = x.flatten(1)[:, indices[0]] * _tensor(self.weight, x)
         out = torch.zeros((x.shape[0], self.n_out), dtype=x.dtype, device=x.device)
-        return out.index_add(1, indices[1], terms).unflatten(1, self.shape_out)
+        return out.index_add(1, indices[1], terms).reshape(-1, *self.shape_out)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"out_shape": list(self.shape_out)}
@@ -247,7 +247,7 @@ class OneToOne(Operator):
         return self.in_shape
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return (x.flatten(1) * _tensor(self.weight, x)).unflatten(1, self.in_shape)
+        return (x.flatten(1) * _tensor(self.weight, x)).reshape(-1, *self.in_shape)
 
 
 def operator_from(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Operator:

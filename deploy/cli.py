@@ -11,7 +11,7 @@ EXIT_CHECK_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# Modules that import torch or numba are imported inside the commands, so that --help and wrong arguments answer at once.
+# Modules that import torch or numba are imported inside the commands: --help and wrong arguments answer at once.
 
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 BACKENDS = ("torch", "events", "lava", "loihi2")
@@ -65,8 +65,8 @@ def _default_folder(recipe: str, folder: Path | None) -> Path:
 def run(recipe: str, folder: Path | None) -> None:
     """Do everything for RECIPE (a built-in name or a .toml file) and write the report.
 
-    Trains, exports NIR, quantises, maps, runs the test set on torch and on the event simulator and a part of it on Lava,
-    compares them, and writes summary.json and report.html into the run folder.
+    Trains, exports NIR, quantises, maps, runs the test set on torch and on the event simulator and a part of it on
+    Lava, compares them, and writes summary.json and report.html into the run folder.
     """
     place = _new_folder(recipe, _default_folder(recipe, folder))
     progress = _progress()

@@ -33,6 +33,9 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
+        if not self.console.is_terminal:
+            yield self._lines(title)
+            return
         with Progress(*columns, console=self.console, transient=True) as bars:
             task = bars.add_task(title, total=total, note="")
 
@@ -44,6 +47,17 @@ class ConsoleProgress:
 
             yield advance
 
+    def _lines(self, title: str) -> Callable[..., None]:
+        """Where bars cannot be drawn, each new note (an epoch's result) becomes a line."""
+        last = [""]
+
+        def advance(done: float, note: str | None = None) -> None:
+            if note and note != last[0]:
+                last[0] = note
+                self.say(f"{title}: {note}")
+
+        return advance
+
     def say(self, text: str) -> None:
         self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
 
@@ -51,7 +65,9 @@ class ConsoleProgress:
 def show_summary(console: Console, summary: Summary) -> None:
     """The table at the end of a run."""
     accuracy = summary.accuracy
-    table = Table(title=f"{escape(summary.name)}: {escape(rule_name(summary))}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"{escape(summary.name)}: {escape(rule_name(summary))}", title_justify="left", show_header=False
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("network", f"{escape(summary.training.architecture)}, {summary.training.steps} steps")
@@ -98,22 +114,30 @@ def _energy_line(cost: Cost) -> str:
 
 def _layer_table(summary: Summary) -> Table:
     table = Table(title="layers, per inference", title_justify="left")
-    table.add_column("population")
-    for heading in ("neurons", "synapses", "spikes", "rate", "silent", "synaptic ops", "dense MACs", "spike error"):
-        table.add_column(heading, justify="right")
+    table.add_column("population", no_wrap=True)
+    for heading in ("neurons", "synapses", "spikes", "silent", "synops", "dense MACs", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for layer in summary.layers:
+        figures = (layer.neurons, layer.synapses, layer.spikes_per_inference)
+        operations = (layer.synops_per_inference, layer.dense_macs_per_inference)
         table.add_row(
             escape(layer.name),
-            f"{layer.neurons:,}",
-            f"{layer.synapses:,}",
-            f"{layer.spikes_per_inference:,.1f}",
-            percent(layer.firing_rate, 1),
+            *(short(value) for value in figures),
             percent(layer.silent_share, 1),
-            f"{layer.synops_per_inference:,.0f}",
-            f"{layer.dense_macs_per_inference:,}",
+            *(short(value) for value in operations),
             percent(layer.spike_error),
         )
+    table.caption = "synops: synaptic operations. error: neuron-steps that quantisation changed (calibration samples)."
+    table.caption_justify = "left"
     return table
+
+
+def short(value: float) -> str:
+    """A count in at most five characters and a unit: 950, 12.3 k, 4.57 M."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= scale:
+            return f"{value / (1e3 if unit == 'k' else scale):.3g} {unit}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def show_findings(console: Console, findings: list[Finding]) -> None:

@@ -43,13 +43,12 @@ def run(
     simulator = _Simulator(graph)
     started = time.perf_counter()
     flat = {name: _channels_last(array, graph.node(name).shape) for name, array in inputs.items()}
-    nodes = [*graph.event_inputs, *graph.populations]
     trace = Trace(
         backend="events",
         graph=graph.fingerprint(),
         samples=samples,
         steps=graph.steps,
-        sizes={node.name: node.size for node in nodes},
+        sizes={node.name: node.size for node in graph.event_nodes},
         packed={p.name: np.zeros((samples, graph.steps, -(-p.size // 8)), np.uint8) for p in graph.populations},
         synops={p.name: np.zeros((samples, graph.steps), np.int64) for p in graph.projections},
         active={p.name: np.zeros((samples, graph.steps), np.int64) for p in graph.populations},
@@ -94,8 +93,7 @@ class _Simulator:
 
     def run_chunk(self, chunk: slice, inputs: dict[str, np.ndarray], trace: Trace) -> int:
         graph, n = self.graph, chunk.stop - chunk.start
-        nodes = [*graph.inputs, *graph.populations]
-        now = {node.name: _Spikes.empty(n, node.size) for node in nodes}
+        now = {node.name: _Spikes.empty(n, node.size) for node in graph.nodes}
         before = {p.source: _Spikes.empty(n, graph.node(p.source).size) for p in graph.projections if p.recurrent}
         state = {p.name: np.zeros((3, n, p.size), np.int32) for p in graph.populations}
         shifted = {p.name: np.zeros((n, graph.population(p.target).size), np.int32)

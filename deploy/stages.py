@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def train_stage(folder: RunFolder, progress: Progress) -> Trained:
             last: list[str] = [""]
 
             def on_epoch(epoch: Epoch) -> None:
-                last[0] = _epoch_line(epoch)
+                last[0] = f"epoch {epoch.epoch}, {_epoch_line(epoch)}"
                 advance(epoch.epoch * batches // recipe.training.epochs, last[0])
 
             trained = train(recipe, data, on_epoch, lambda done, total: advance(done, last[0]))
@@ -118,7 +117,7 @@ def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
     folder.__dict__.pop("graph", None)
     folder.write_result("quantize", report.to_json() | {"graph": integer.fingerprint(), "seconds": elapsed()})
     worst = max(report.layers, key=lambda layer: layer.spike_error)
-    progress.say(f"8-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of its neuron-steps differ")
+    progress.say(f"8-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
     return integer
 
 
@@ -226,5 +225,3 @@ def run_all(folder: RunFolder, progress: Progress) -> Summary:
         progress.say(f"Lava skipped: {error}")
     verify_stage(folder, progress)
     return report_stage(folder, progress)
-
-

@@ -32,7 +32,7 @@ def run(
     samples = check_inputs(graph, inputs)
     reference = Reference(graph, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
-    nodes = [*graph.event_inputs, *graph.populations]
+    nodes = graph.event_nodes
     batch = max(1, STATES_PER_BATCH // max(node.size for node in nodes))
     packed: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
     active: dict[str, list[np.ndarray]] = {population.name: [] for population in graph.populations}
@@ -58,9 +58,7 @@ def run(
         sizes={node.name: node.size for node in nodes},
         packed={name: np.concatenate(parts) for name, parts in packed.items()},
         active={name: np.concatenate(parts) for name, parts in active.items()},
-        states={
-            name: {key: np.concatenate(parts) for key, parts in kinds.items()} for name, kinds in states.items()
-        }
+        states={name: {key: np.concatenate(parts) for key, parts in kinds.items()} for name, kinds in states.items()}
         if record
         else {},
         seconds=time.perf_counter() - started,

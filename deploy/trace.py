@@ -47,11 +47,13 @@ class Trace:
 
     def spikes(self, population: str, samples: slice = slice(None)) -> np.ndarray:
         """Spikes of a population as uint8 (samples, steps, size)."""
-        return np.unpackbits(self.packed[population][samples], axis=-1, count=self.sizes[population])
+        bits: np.ndarray = np.unpackbits(self.packed[population][samples], axis=-1, count=self.sizes[population])
+        return bits
 
     def spike_counts(self, population: str) -> np.ndarray:
         """Spikes of a population by sample and step, int64 (samples, steps)."""
-        return np.bitwise_count(self.packed[population]).sum(axis=-1, dtype=np.int64)
+        counts: np.ndarray = np.bitwise_count(self.packed[population]).sum(axis=-1, dtype=np.int64)
+        return counts
 
     def head(self, samples: int) -> "Trace":
         """The first samples of this trace."""
@@ -115,14 +117,15 @@ def check_inputs(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> int:
     expected = {node.name for node in graph.event_inputs}
     if set(inputs) != expected:
         raise SpikeportError(f"the graph takes the inputs {sorted(expected)}, but was given {sorted(inputs)}.")
-    samples = {array.shape[0] for array in inputs.values()}
+    samples = {int(array.shape[0]) for array in inputs.values()}
     if len(samples) != 1 or 0 in samples:
         raise SpikeportError("there are no samples to run, or the inputs differ in their number of samples.")
     for node in graph.event_inputs:
         array = inputs[node.name]
         if array.shape[1:] != (graph.steps, *node.shape):
             raise SpikeportError(
-                f"input {node.name!r} has shape {array.shape[1:]} a sample; the graph takes {(graph.steps, *node.shape)}."
+                f"input {node.name!r} has shape {array.shape[1:]} a sample; "
+                f"the graph takes {(graph.steps, *node.shape)}."
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_:
             raise SpikeportError(f"input {node.name!r} is {array.dtype}; spikes are integers.")

@@ -38,7 +38,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """compared: neuron-steps looked at; spikes: those in which the first backend fired; mismatches: those that differ."""
+    """compared: neuron-steps looked at; spikes: those in which the first backend fired; mismatches: how many differ."""
 
     first: str
     second: str

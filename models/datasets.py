@@ -83,8 +83,15 @@ def _digits(validation: int, test: int, seed: int) -> Dataset:
         raise DataError(f"digits has {len(labels)} samples; {validation} + {test} held out leave none to train on.")
     rest, held_out = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
     kept, chosen = train_test_split(rest, test_size=validation, stratify=labels[rest], random_state=seed)
-    parts = (Split(images[index], labels[index]) for index in (kept, chosen, held_out))
-    return Dataset("digits", tuple("0123456789"), *parts, note="scikit-learn digits, stratified split by seed")
+    train, chosen_split, test_split = (Split(images[index], labels[index]) for index in (kept, chosen, held_out))
+    return Dataset(
+        "digits",
+        tuple("0123456789"),
+        train,
+        chosen_split,
+        test_split,
+        note="scikit-learn digits, stratified split by seed",
+    )
 
 
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -107,8 +114,14 @@ def _mnist(validation: int, seed: int) -> Dataset:
     def split(pixels: np.ndarray, classes: np.ndarray) -> Split:
         return Split((pixels / np.float32(255))[:, None], classes.astype(np.int64))
 
-    parts = (split(images[kept], labels[kept]), split(images[chosen], labels[chosen]), split(test_images, test_labels))
-    return Dataset("mnist", tuple("0123456789"), *parts, note="official files, checksums verified")
+    return Dataset(
+        "mnist",
+        tuple("0123456789"),
+        train=split(images[kept], labels[kept]),
+        validation=split(images[chosen], labels[chosen]),
+        test=split(test_images, test_labels),
+        note="official files, checksums verified",
+    )
 
 
 def _official_file(dataset: str, name: str, url: str, md5: str) -> Path:

@@ -76,7 +76,9 @@ def parse_architecture(text: str, in_shape: tuple[int, ...], classes: int) -> li
             name = f"dense{1 + sum(layer.kind == 'dense' for layer in layers)}"
             spec = LayerSpec(name, "dense", shape, (int(part),), pool=pool)
         else:
-            raise RecipeError(f"architecture {text!r}: cannot read {part!r}. Write layers like 15C5, 15C5p2, P2 or 300.")
+            raise RecipeError(
+                f"architecture {text!r}: cannot read {part!r}. Write layers like 15C5, 15C5p2, P2 or 300."
+            )
         layers.append(spec)
         shape, pool = spec.out_shape, 1
     if not layers or pool != 1 or shape != (classes,):
@@ -109,6 +111,10 @@ class SpikingNetwork(nn.Module):
             s = self.rule(self.maps[spec.name](s).unflatten(0, (steps, batch)), self.neuron)
             spikes[spec.name] = s
         return spikes
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Weights of the map into a population, detached and on the CPU."""
+        return self.maps[name].get_parameter("weight").detach().cpu()
 
     @property
     def output(self) -> str:

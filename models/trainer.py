@@ -1,6 +1,5 @@
 """The training loop: AdamW, cosine schedule, gradient clipping, selection on the validation split."""
 
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,10 +72,8 @@ class Trained:
             raise TrainingError(f"{path} is damaged ({type(error).__name__}). Run `spikeport train` again.") from None
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+def _seed(seed: int) -> None:
+    """Seed everything that training draws from: initial weights and order of samples both come from torch."""
     torch.manual_seed(seed)
 
 
@@ -101,7 +98,7 @@ def train(
 
     Raises TrainingError where the loss is not a finite number.
     """
-    seed_everything(recipe.seed)
+    _seed(recipe.seed)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = recipe.training
     encoder = recipe.build_encoder()
@@ -123,7 +120,7 @@ def train(
             output = network(encoder(picked.to(place)))[network.output]
             loss = kernel_loss(output, labels[index].to(place), network.neuron.tau_syn)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
             if not (torch.isfinite(loss) and torch.isfinite(norm)):
                 raise TrainingError(

@@ -58,7 +58,7 @@ class CSBP:
 
     def __call__(self, x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
         """Spikes of a window, (steps, batch, ...), with CSBP as their backward pass."""
-        return _CsbpWindow.apply(x, neuron, self)  # type: ignore[no-any-return]
+        return _CsbpWindow.apply(x, neuron, self)
 
 
 class _CsbpWindow(torch.autograd.Function):

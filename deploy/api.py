@@ -1,0 +1,82 @@
+"""The Python API: a recipe, from training to a verified network on the chip, in a few calls.
+
+The same functions and files as the command line's stages, without a run folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spikeport.converters.graph import ProcessGraph
+from spikeport.converters.lower import lower
+from spikeport.converters.nir_reader import read_nir
+from spikeport.converters.nir_writer import to_nir, write_nir
+from spikeport.converters.quantize import quantize
+from spikeport.deploy import event_simulator, lava_backend, torch_backend
+from spikeport.deploy.run_folder import encode
+from spikeport.deploy.trace import Trace, decisions
+from spikeport.deploy.verify import Comparison, compare
+from spikeport.models.datasets import Dataset, load_dataset
+from spikeport.models.errors import BackendError
+from spikeport.models.recipe import Recipe, load_recipe
+from spikeport.models.trainer import Trained, train
+
+__all__ = ["Network", "accuracy", "convert", "load_recipe", "simulate", "train_recipe", "verify"]
+
+INPUT = "input"
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A trained network with the data it was trained on."""
+
+    trained: Trained
+    data: Dataset
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.trained.recipe
+
+    def test_inputs(self, samples: int | None = None) -> dict[str, np.ndarray]:
+        """The first test samples as spikes (samples, steps, *shape), by input name; all of them by default."""
+        return {INPUT: encode(self.recipe, self.data.test.images[:samples])}
+
+    def to_nir(self, path: Path | str) -> None:
+        """Write the network as a NIR file."""
+        settings = self.recipe.network
+        graph = to_nir(self.trained.network, settings.dt, settings.steps, self.recipe.encoder.message_bits)
+        write_nir(graph, Path(path))
+
+
+def train_recipe(recipe: Recipe) -> Network:
+    """Train a recipe on its data set."""
+    data = load_dataset(recipe.data.set, recipe.data.validation, recipe.seed, recipe.data.test)
+    return Network(train(recipe, data), data)
+
+
+def convert(network: Network, nir_file: Path | str) -> ProcessGraph:
+    """Write NIR, read it back, lower it and quantise it on training samples: the chip's integers."""
+    network.to_nir(nir_file)
+    recipe = network.recipe
+    samples = encode(recipe, network.data.train.images[: recipe.quantization.calibration_samples])
+    integer, _ = quantize(lower(read_nir(Path(nir_file)), recipe.name), {INPUT: samples})
+    return integer
+
+
+def simulate(graph: ProcessGraph, inputs: dict[str, np.ndarray], backend: str = "events") -> Trace:
+    """Run a graph on a backend: torch, events or lava."""
+    backends = {"torch": torch_backend.run, "events": event_simulator.run, "lava": lava_backend.run}
+    if backend not in backends:
+        raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(backends)}.")
+    return backends[backend](graph, inputs)
+
+
+def verify(graph: ProcessGraph, first: Trace, second: Trace) -> Comparison:
+    """Compare two traces spike for spike; the result prints as one line and names the first difference."""
+    return compare(graph, first, second)
+
+
+def accuracy(graph: ProcessGraph, trace: Trace, labels: np.ndarray) -> float:
+    """Share of samples decided as labelled, 0..1; `labels` may be longer than the trace."""
+    return float((decisions(graph.readout, trace) == labels[: trace.samples]).mean())
