@@ -66,10 +66,14 @@ def convert(network: Network, nir_file: Path | str) -> ProcessGraph:
 
 def simulate(graph: ProcessGraph, inputs: dict[str, np.ndarray], backend: str = "events") -> Trace:
     """Run a graph on a backend: torch, events or lava."""
-    backends = {"torch": torch_backend.run, "events": event_simulator.run, "lava": lava_backend.run}
-    if backend not in backends:
-        raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(backends)}.")
-    return backends[backend](graph, inputs)
+    match backend:
+        case "torch":
+            return torch_backend.run(graph, inputs)
+        case "events":
+            return event_simulator.run(graph, inputs)
+        case "lava":
+            return lava_backend.run(graph, inputs)
+    raise BackendError(f"unknown backend {backend!r}. Known: torch, events, lava.")
 
 
 def verify(graph: ProcessGraph, first: Trace, second: Trace) -> Comparison:

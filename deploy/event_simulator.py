@@ -92,7 +92,7 @@ class _Simulator:
         self.neurons = {population.name: _neurons(population) for population in graph.populations}
 
     def run_chunk(self, chunk: slice, inputs: dict[str, np.ndarray], trace: Trace) -> int:
-        graph, n = self.graph, chunk.stop - chunk.start
+        graph, n = self.graph, int(chunk.stop - chunk.start)
         now = {node.name: _Spikes.empty(n, node.size) for node in graph.nodes}
         before = {p.source: _Spikes.empty(n, graph.node(p.source).size) for p in graph.projections if p.recurrent}
         state = {p.name: np.zeros((3, n, p.size), np.int32) for p in graph.populations}
@@ -120,17 +120,10 @@ class _Simulator:
                         kernels.shift_into(target, -projection.exponent, acc)
                 sent = now[population.name]
                 bits = np.zeros((n, -(-population.size // 8)), np.uint8)
-                kernels.integrate(
-                    acc,
-                    u,
-                    v,
-                    *self.neurons[population.name],
-                    sent.indices,
-                    sent.payloads,
-                    sent.counts,
-                    bits,
-                    trace.active[population.name][chunk, t],
-                )
+                events = (sent.indices, sent.payloads, sent.counts)
+                awake = trace.active[population.name][chunk, t]
+                integrate: Callable[..., None] = kernels.integrate
+                integrate(acc, u, v, *self.neurons[population.name], *events, bits, awake)
                 trace.packed[population.name][chunk, t] = bits
         return n
 
