@@ -58,7 +58,7 @@ def constants(chip: Chip, tiles: int) -> list[Constant]:
     for event, title in EVENT_TITLES.items():
         rows += [_constant(f"{title}, energy", chip.event(event).energy_pj, "pJ")]
         rows += [_constant(f"{title}, time", chip.event(event).time_ns, "ns")]
-    rows += [_constant(f"barrier over {tiles} tiles, time", chip.barrier.at(tiles), "ns")]
+    rows += [_constant(f"barrier over {tiles} tile{'s' * (tiles > 1)}, time", chip.barrier.at(tiles), "ns")]
     return [*rows, _constant("static power a chip", chip.static_mw, "mW")]
 
 

@@ -83,7 +83,7 @@ def raster(trace: Trace, sample: int, colours: dict[str, str], class_names: list
             _beside(axes, text, (-38, offset), "right", weight=weight, color=colour)
         fired = int(spikes.any(axis=0).sum())
         _beside(axes, f"{total:,} spikes", (6, 1), "left")
-        _beside(axes, f"{fired:,} neurons fired", (6, -10), "left", color=GREY)
+        _beside(axes, f"{fired:,} neuron{'s' * (fired != 1)} fired", (6, -10), "left", color=GREY)
     last = grid[-1]
     if named:
         last.set_yticks(range(len(class_names)), [label(text, 8) for text in class_names], fontsize=6.5)
@@ -300,7 +300,7 @@ def energy(costs: list[Cost], index: int) -> Figure:
             band = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
             axes.errorbar(value, row, xerr=band, color=OKABE_ITO[3], lw=1.2, capsize=2.5)
         _value(axes, max(value, high), row, significant(value))
-    axes.set_yticks(range(len(bars)), [label(bar[0], 24) for bar in bars])
+    axes.set_yticks(range(len(bars)), [label(bar[0], 34) for bar in bars])
     axes.set_xlim(0, 1.22 * (factor * top or 1.0))
     axes.set_xlabel(f"energy per inference / {unit}")
     return figure

@@ -16,64 +16,99 @@ from spikeport.models.cuba_lif import CubaLIF
 
 BLOCK = 8192
 
+jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
+# The costly inner loops touch few arrays and hold selections instead of branches, so that they become vector
+# instructions.
+
+
+@jit
 def _forward(x, start, stop, current_keep, gain, voltage_keep, threshold, subtract, spikes, current, membrane):  # type: ignore[no-untyped-def]
-    u = np.zeros(stop - start, x.dtype)
-    v = np.zeros(stop - start, x.dtype)
+    n = stop - start
+    zero, one = gain - gain, gain / gain
+    kept = one if subtract else zero
+    u = np.zeros(n, x.dtype)
+    v = np.zeros(n, x.dtype)
     for t in range(x.shape[0]):
-        for i in range(stop - start):
-            u[i] = current_keep * u[i] + gain * x[t, start + i]
+        inputs, spike = x[t, start:stop], spikes[t, start:stop]
+        currents, membranes = current[t, start:stop], membrane[t, start:stop]
+        for i in range(n):
+            u[i] = current_keep * u[i] + gain * inputs[i]
             p = voltage_keep * v[i] + u[i]
             fired = p > threshold
-            spikes[t, start + i] = 1 if fired else 0
-            current[t, start + i] = u[i]
-            membrane[t, start + i] = p
-            v[i] = (p - threshold if subtract else p * 0) if fired else p
+            spike[i] = one if fired else zero
+            currents[i] = u[i]
+            membranes[i] = p
+            v[i] = kept * (p - threshold) if fired else p
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
+@jit
 def _backward(  # type: ignore[no-untyped-def]
-    error, current, membrane, start, stop, constants, subtract, shift, across, dead, out
+    error, current, membrane, start, stop, constants, inverses, subtract, shift, across, dead, out
 ):
-    current_keep, gain, voltage_keep, threshold, lost_by_subtraction, floor, width, clip = constants
+    current_keep, gain, voltage_keep, threshold, lost_by_subtraction, floor, steepness, clip, quarter = constants
+    sixteenth = quarter * quarter
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = inverses
     steps, n = error.shape[0], stop - start
-    quiet = np.zeros((steps, n), np.bool_)
-    trace = np.zeros(n, error.dtype)
+    zero, one = gain - gain, gain / gain
+    soft = one if subtract else zero
+    hard = (one - soft) * (one if across else zero)
+    lost = lost_by_subtraction * soft * (one if across else zero)
+    next_weight = one if shift else zero
+    quiet_below = gain * quarter if dead else -one
+    trace = np.zeros((steps, n), error.dtype)
+    level = np.zeros(n, error.dtype)
     for t in range(steps):
+        membranes, traces = membrane[t, start:stop], trace[t]
         for i in range(n):
-            fired = membrane[t, start + i] > threshold
-            trace[i] = current_keep * trace[i] + (gain if fired else gain * 0)
-            quiet[t, i] = trace[i] < gain / 4
+            level[i] = current_keep * level[i] + (gain if membranes[i] > threshold else zero)
+            traces[i] = level[i]
     lam = np.zeros(n, error.dtype)
     filtered = np.zeros(n, error.dtype)
+    later = np.zeros(n, error.dtype)
+    rest = np.zeros(n, error.dtype)
+    surrogate = np.zeros(n, error.dtype)
+    slope = np.zeros(n, error.dtype)
     for step in range(steps):
         t = steps - 1 - step
+        errors, currents, membranes = error[t, start:stop], current[t, start:stop], membrane[t, start:stop]
+        earlier = membrane[t - 1, start:stop] if t > 0 else rest
+        traces, result = trace[t], out[t, start:stop]
         for i in range(n):
-            k = start + i
-            p = membrane[t, k]
-            b = error[t, k]
-            delta = lam[i]
-            if p > threshold:
-                before = voltage_keep * 0
-                if t > 0:
-                    before = membrane[t - 1, k]
-                    if before > threshold:
-                        before = before - threshold if subtract else before * 0
-                time_error = -b
-                if shift and t + 1 < steps:
-                    time_error = error[t + 1, k] - b
-                if across:
-                    time_error -= lam[i] * (lost_by_subtraction if subtract else current[t, k])
-                delta = -time_error / max(p - before, floor)
-                if subtract:
-                    delta += lam[i]
+            # e^z as (e^(z/16))^16, a series without branches; exact to a few units in the last place
+            z = min(max((threshold - membranes[i]) * steepness, -clip), clip) * sixteenth
+            series = one + z * c13
+            series = one + series * z * c12
+            series = one + series * z * c11
+            series = one + series * z * c10
+            series = one + series * z * c9
+            series = one + series * z * c8
+            series = one + series * z * c7
+            series = one + series * z * c6
+            series = one + series * z * c5
+            series = one + series * z * c4
+            series = one + series * z * c3
+            series = one + series * z * c2
+            series = one + series * z
+            series *= series
+            series *= series
+            series *= series
+            series *= series
+            surrogate[i] = steepness * series / ((one + series) * (one + series))
+        for i in range(n):
+            last = earlier[i]
+            before = soft * (last - threshold) if last > threshold else last
+            slope[i] = one / max(membranes[i] - before, floor)
+        for i in range(n):
+            b = errors[i]
+            time_error = next_weight * later[i] - b - lam[i] * (hard * currents[i] + lost)
+            delta = soft * lam[i] - time_error * slope[i] if membranes[i] > threshold else lam[i]
             lam[i] = voltage_keep * delta
-            if dead and quiet[t, i]:
-                z = np.exp(min(max(-(p - threshold) / width, -clip), clip))
-                delta = b * (z / (width * (1 + z) ** 2))
+            later[i] = b
+            if traces[i] < quiet_below:
+                delta = b * surrogate[i]
             filtered[i] = current_keep * filtered[i] + gain * delta
-            out[t, k] = filtered[i]
+            result[i] = filtered[i]
 
 
 @cache
@@ -134,13 +169,15 @@ def backward(
         neuron.threshold,
         neuron.threshold / neuron.tau_mem,
         floor,
-        width,
+        1 / width,
         clip,
+        0.25,
     )
+    inverses = _scalars(flat.dtype, *(1 / k for k in range(2, 14)))
     subtract = neuron.reset == "subtract"
 
     def work(start: int, stop: int) -> None:
-        _backward(flat, currents, membranes, start, stop, constants, subtract, shift, across, dead, out)
+        _backward(flat, currents, membranes, start, stop, constants, inverses, subtract, shift, across, dead, out)
 
     _in_blocks(work, flat.shape[1])
     return torch.from_numpy(out).view(error.shape)
