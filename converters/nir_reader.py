@@ -27,7 +27,7 @@ def read_nir(path: Path) -> nir.NIRGraph:
     if not path.is_file():
         raise GraphError(f"{path} does not exist.")
     try:
-        _check_sizes(path)
+        stored = _check_sizes(path)
         graph = nir.read(path)
     except GraphError:
         raise
@@ -39,6 +39,13 @@ def read_nir(path: Path) -> nir.NIRGraph:
         raise GraphError(f"{path}: {_first_line(error)}.") from None
     if not isinstance(graph, nir.NIRGraph):
         raise GraphError(f"{path} holds a single {type(graph).__name__} node, not a graph.")
+    added = [name for name in getattr(graph, "nodes", {}) if name not in stored]
+    for source, target in graph.edges:
+        # nir.read completes loose ends with Input and Output nodes of its own: silence where a network is broken
+        if source in added:
+            raise GraphError(f"{path}: nothing is connected to the input of node {target!r}.")
+        if target in added:
+            raise GraphError(f"{path}: the output of node {source!r} is not connected.")
     check_nir(graph, str(path))
     return graph
 
@@ -62,7 +69,8 @@ def check_nir(graph: nir.NIRGraph, origin: str) -> None:
         raise GraphError(f"{origin} has no Input or no Output node.")
 
 
-def _check_sizes(path: Path) -> None:
+def _check_sizes(path: Path) -> set[str]:
+    """Refuse arrays that are too large before one is read; return the names of the stored nodes."""
     total = 0
 
     def visit(name: str, item: Any) -> None:
@@ -77,6 +85,7 @@ def _check_sizes(path: Path) -> None:
         if "node" not in file:
             raise GraphError(f"{path} is an HDF5 file, but no NIR graph: it has no group 'node'.")
         file.visititems(visit)
+        return set(file["node"].get("nodes", {}))
 
 
 def _first_line(error: BaseException) -> str:

@@ -247,11 +247,21 @@ def load_chip(name_or_path: str | Path) -> Chip:
 
     Raises ChipError: an unknown name, a file that cannot be read, or a key of it that is wrong or missing.
     """
+    return _read(chip_file(name_or_path))
+
+
+def chip_text(name_or_path: str | Path) -> str:
+    """The text of a chip file that `load_chip` accepts."""
+    return chip_file(name_or_path).read_text(encoding="utf-8")
+
+
+def chip_file(name_or_path: str | Path) -> Path:
+    """Where the chip file of a built-in name or a path is. Raises ChipError for an unknown name."""
     if str(name_or_path) in chip_names():
-        return _read(CHIP_FOLDER / f"{name_or_path}.toml")
+        return CHIP_FOLDER / f"{name_or_path}.toml"
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
-        return _read(path)
+        return path
     near = difflib.get_close_matches(str(name_or_path), chip_names(), 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ChipError(

@@ -193,15 +193,21 @@ def doctor() -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-def chips(name: str | None) -> None:
+@click.option("--toml", "as_file", is_flag=True, help="Print the chip file of NAME, as a start for your own.")
+def chips(name: str | None, as_file: bool) -> None:
     """List the built-in chips, or print every constant of the chip NAME (or chip file) with its source."""
     from rich.console import Console
 
-    from spikeport.deploy.chip import chip_names, load_chip
+    from spikeport.deploy.chip import chip_names, chip_text, load_chip
     from spikeport.deploy.console import show_chip, show_chips
 
     if name is None:
+        if as_file:
+            raise click.UsageError("--toml needs the name of a chip.")
         show_chips(Console(), [load_chip(each) for each in chip_names()])
+    elif as_file:
+        load_chip(name)
+        click.echo(chip_text(name), nl=False)
     else:
         show_chip(Console(), load_chip(name))
 
@@ -223,7 +229,7 @@ def _end(failed: list[str]) -> None:
     for line in failed:
         click.echo(f"spikeport: check failed: {line}", err=True)
     if failed:
-        sys.exit(EXIT_CHECK_FAILED)
+        raise click.exceptions.Exit(EXIT_CHECK_FAILED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,10 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spikeport.models.errors import SpikeportError
 
     try:
-        cli.main(args=arguments, prog_name="spikeport", standalone_mode=False)
-        return 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        status = cli.main(args=arguments, prog_name="spikeport", standalone_mode=False)
+        return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()
         return EXIT_WRONG_INPUT

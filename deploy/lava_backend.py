@@ -53,19 +53,35 @@ print(json.dumps({"python": sys.version_info[:2], "lava": lava, "numpy": numpy, 
 def find_interpreter() -> Path:
     """The Python that runs Lava: $SPIKEPORT_LAVA_PYTHON, or .venv-lava here or beside the repository's pyproject.toml.
 
+    A plain Python 3.10 in the variable is what `make setup-lava` builds .venv-lava from, so that one is then taken.
     Raises BackendUnavailableError with the reason, also where that Python cannot run Lava.
     """
     named = os.environ.get(INTERPRETER_VARIABLE)
+    refused: BackendUnavailableError | None = None
+    if named:
+        program = shutil.which(named)
+        if program is None:
+            raise _missing(f"${INTERPRETER_VARIABLE} names {named}, which is no program")
+        try:
+            _check_interpreter(Path(program))
+            return Path(program)
+        except BackendUnavailableError as error:
+            found = _probe(Path(program))
+            if (found["python"], found["lava"]) != ([3, 10], None):
+                raise
+            refused = error
     repository = Path(__file__).resolve().parents[1]
-    candidates = [Path.cwd()] + ([repository] if (repository / "pyproject.toml").exists() else [])
-    paths = [Path(named)] if named else [folder / ".venv-lava" / "bin" / "python" for folder in candidates]
-    for path in paths:
+    for folder in [Path.cwd()] + ([repository] if (repository / "pyproject.toml").exists() else []):
+        path = folder / ".venv-lava" / "bin" / "python"
         if path.is_file() and os.access(path, os.X_OK):
             _check_interpreter(path)
             return path
-    where = f"${INTERPRETER_VARIABLE} names {named}, which is no program" if named else "there is no .venv-lava here"
-    raise BackendUnavailableError(
-        f"Lava's own Python is missing: {where}.\n"
+    raise refused or _missing("there is no .venv-lava here")
+
+
+def _missing(reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"Lava's own Python is missing: {reason}.\n"
         f"Run `make setup-lava`, or set {INTERPRETER_VARIABLE} to a Python 3.10 with lava-nc {LAVA_VERSION}."
     )
 

@@ -76,7 +76,7 @@ def write_arrays(path: Path, header: Any, arrays: dict[str, np.ndarray]) -> None
 def read_arrays(path: Path, made_by: str) -> tuple[Any, dict[str, np.ndarray]]:
     """Read a file of `write_arrays`: its header and its arrays."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         return json.loads(arrays.pop("__header__").tobytes()), arrays
     except FileNotFoundError:

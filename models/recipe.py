@@ -157,7 +157,9 @@ def parse_recipe(text: str, origin: str) -> Recipe:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first problem that pydantic found, with the nearest right key where a key is unknown."""
-    first = error.errors()[0]
+    problems = error.errors()
+    # a misspelt key is also missing under its right name; the misspelling says more
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"])
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

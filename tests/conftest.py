@@ -1,14 +1,15 @@
-"""What every test shares: fixed seeds, two threads, no display, and the folder of data sets that are not built in."""
+"""What every test shares: fixed seeds, one thread, no display, and the folder of data sets that are not built in."""
 
 import os
 import random
 import sys
 from pathlib import Path
 
-# Before anything imports numpy, torch, numba or matplotlib, which read these once.
+# Before anything imports numpy, torch, numba or matplotlib, which read these once. One thread: small tensors gain
+# nothing from two, and wait long for the second one where other work runs beside the tests.
 os.environ["MPLBACKEND"] = "Agg"
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, "2")
+    os.environ.setdefault(variable, "1")
 
 import numpy as np
 import pytest

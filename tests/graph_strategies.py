@@ -1,8 +1,8 @@
 """Random integer networks for property tests, and a plain model of what they must do.
 
-`random_graph` draws a network from a seed; `graphs` is the Hypothesis strategy around it. `simulate_plainly` steps such a
-network neuron by neuron in Python's own integers, and `explicit_matrix` writes an operator out synapse by synapse:
-neither shares a line with the code under test.
+`random_graph` draws a network from a seed; `graphs` is the Hypothesis strategy around it. `simulate_plainly` steps
+such a network neuron by neuron in Python's own integers, and `explicit_matrix` writes an operator out synapse by
+synapse: neither shares a line with the code under test.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import strategies as st
 
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
@@ -18,6 +20,15 @@ from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pa
 
 LARGEST_CURRENT = 1 << 25
 """Bound on a population's synaptic sum in random graphs; with it, u fits into 32 bits after its one wrap."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that import it: on tensors this small a second thread only waits, 16 ms a convolution on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def graphs(**fixed: object) -> st.SearchStrategy[ProcessGraph]:
@@ -90,10 +101,8 @@ def random_graph(
         projections += incoming
     bounded = _within(LARGEST_CURRENT, nodes, projections)
     staged, padded = balance(sources, made, bounded)
-    graph = ProcessGraph(
-        f"random {seed}", steps, 1e-3, tuple(sources), tuple(staged), tuple(padded), Readout(staged[-1].name)
-    )
-    return graph
+    readout = Readout(staged[-1].name)
+    return ProcessGraph(f"random {seed}", steps, 1e-3, tuple(sources), tuple(staged), tuple(padded), readout)
 
 
 def random_inputs(graph: ProcessGraph, seed: int, samples: int = 3, rate: float = 0.4) -> dict[str, np.ndarray]:
@@ -222,8 +231,11 @@ def _members(operator: Operator) -> list[list[int]]:
 
 @dataclass(eq=False)
 class PlainRun:
-    """Arrays by name: spikes, a, u, v (v after reset) of populations, int64 (samples, steps, size); active by
-    population and synops by projection, int64 (samples, steps). wrapped, saturated: neuron-steps in which it happened."""
+    """What every neuron did. Arrays by name, int64.
+
+    spikes, a, u, v: by population, (samples, steps, size); v after reset. active: by population, (samples, steps).
+    synops: by projection, (samples, steps). wrapped, saturated: neuron-steps in which u wrapped and v saturated.
+    """
 
     spikes: dict[str, np.ndarray]
     a: dict[str, np.ndarray]

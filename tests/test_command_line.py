@@ -1,0 +1,352 @@
+"""What a user meets at the command line: what works, and what each kind of bad input says."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from spikeport.converters.nir_reader import read_nir
+from spikeport.deploy.cli import main
+from spikeport.deploy.run_folder import RunFolder
+from spikeport.deploy.summary import Summary
+from spikeport.deploy.trace import Trace
+from spikeport.models.recipe import builtin_recipes
+
+SMALL = """
+name = "small"
+seed = 3
+[data]
+set = "digits"
+validation = 200
+test = 100
+[network]
+architecture = "4C3p1-P2-10"
+steps = 4
+tau_mem = 5.0
+tau_syn = 3.0
+[training]
+epochs = 4
+batch_size = 25
+learning_rate = 2e-2
+[quantization]
+calibration_samples = 20
+[check]
+lava_samples = 4
+"""
+STAGES = ("export", "quantize", "map", "simulate", "verify", "report")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with every stage but Lava done, by the stages one after another."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = folder / "small.toml"
+    recipe.write_text(SMALL)
+    assert main(["train", str(recipe), "-o", str(folder / "run")]) == 0
+    for stage in STAGES:
+        assert main([stage, str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused; return its message after checking that it is short and no traceback."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    message = capsys.readouterr().err.strip()
+    assert message
+    assert "Traceback" not in message
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+def write_recipe(folder: Path, text: str) -> str:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_stages_leave_a_summary_whose_checks_pass(finished: Path) -> None:
+    summary = Summary.load(finished / "summary.json")
+    assert summary.checks_failed == []
+    assert summary.accuracy.simulated.samples == 100
+    assert {pair.second for pair in summary.comparisons if pair.mismatches == 0} == {"events"}
+    assert summary.accuracy.lava_skipped == "not run"
+    assert sum(sum(row) for row in summary.confusion) == 100
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_the_summary_agrees_with_the_trace(finished: Path) -> None:
+    summary, trace = Summary.load(finished / "summary.json"), Trace.load(finished / "trace-events.npz")
+    for layer in summary.layers:
+        spikes = trace.spikes(layer.name)
+        assert layer.spikes_per_inference == pytest.approx(spikes.sum() / 100)
+        assert layer.firing_rate == pytest.approx(spikes.mean())
+        assert layer.silent_share == pytest.approx(1 - spikes.any(axis=1).mean())
+    assert sum(layer.dense_macs_per_inference for layer in summary.layers) == summary.reference.dense_macs
+    parts = sum(part.energy_nj for part in summary.cost.parts)
+    assert parts == pytest.approx(summary.cost.energy_nj_per_inference)
+
+
+def test_training_again_with_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    assert main(["train", str(finished / "recipe.toml"), "-o", str(tmp_path)]) == 0
+    again, first = RunFolder.open(tmp_path), RunFolder.open(finished)
+    assert {**again.result("train"), "seconds": 0} == {**first.result("train"), "seconds": 0}
+    for name, packed in first.trace("float").packed.items():
+        assert np.array_equal(packed, again.trace("float").packed[name])
+
+
+def test_a_stage_can_be_run_again_alone(run: Path) -> None:
+    (run / "summary.json").unlink()
+    (run / "trace-events.npz").unlink()
+    assert main(["simulate", str(run), "--backend", "events"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert (run / "summary.json").is_file()
+
+
+def test_a_spike_that_differs_is_named_and_the_status_is_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Trace.load(run / "trace-events.npz")
+    trace.packed["conv1"][7, 2, 3] ^= 0b00010000
+    trace.save(run / "trace-events.npz")
+    capsys.readouterr()
+    assert main(["verify", str(run)]) == 1
+    message = capsys.readouterr().err
+    assert "conv1, sample 7, step 2, neuron 27" in message
+    assert "1 of " in message
+
+
+def test_a_wrong_synop_count_is_named_and_the_status_is_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Trace.load(run / "trace-events.npz")
+    trace.synops["input->conv1"][0, 0] += 1
+    trace.save(run / "trace-events.npz")
+    capsys.readouterr()
+    assert main(["verify", str(run)]) == 1
+    assert "input->conv1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "train", *STAGES, "doctor", "chips", "recipes"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: spikeport")
+    assert len(text) > 150
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    for name, text in builtin_recipes().items():
+        assert name in listed
+        assert main(["recipes", name]) == 0
+        assert capsys.readouterr().out == text
+
+
+def test_chips_are_listed_and_printed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chips"]) == 0
+    assert "loihi-sanafe" in capsys.readouterr().out
+    assert main(["chips", "loihi"]) == 0
+    assert "Davies" in capsys.readouterr().out
+
+
+def test_doctor_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("PyTorch", "GPU", "Numba", "Lava", "Loihi"):
+        assert word in text
+
+
+def test_export_writes_a_bundle_for_lava(run: Path) -> None:
+    assert main(["export", str(run), "--to", "lava", "--samples", "3"]) == 0
+    assert (run / "bundle" / "run_lava.py").is_file()
+    assert (run / "bundle" / "README.md").is_file()
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "run", "digit")
+    assert "'digit'" in message
+    assert "'digits'" in message
+
+
+def test_a_missing_recipe_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "nowhere.toml does not exist" in fails(capsys, "run", str(tmp_path / "nowhere.toml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("epochs", "epoch"), ("training.epoch", "did you mean 'epochs'")),
+        (("steps = 4", 'steps = "four"'), ("network.steps", "'four'")),
+        (("4C3p1-P2-10", "4C3p1-Q2-10"), ("'Q2'",)),
+        (("4C3p1-P2-10", "4C3p1-P2-9"), ("10 neurons",)),
+        (("tau_mem = 5.0", "tau_mem = 0.5"), ("network.tau_mem",)),
+        (('set = "digits"', 'set = "digts"'), ("data.set", "'digts'")),
+        (("test = 100", "test = 1700"), ("none to train on",)),
+        (("[check]", '[chip]\nname = "loihi7"\n[check]'), ("'loihi7'", "loihi")),
+        (("[check]", "[check"), ("not valid TOML",)),
+    ],
+    ids=["key", "type", "layer", "classes", "range", "data", "empty", "chip", "syntax"],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_trained(
+    change: tuple[str, str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, SMALL.replace(*change))
+    message = fails(capsys, "run", recipe, "-o", str(tmp_path / "run"))
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.glob("run/checkpoint*"))
+
+
+def test_mnist_without_its_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIKEPORT_DATA", str(tmp_path))
+    assert "train-images-idx3-ubyte.gz" in fails(capsys, "train", "mnist", "-o", str(tmp_path / "run"))
+
+
+def test_a_truncated_data_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIKEPORT_DATA", str(tmp_path))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b half a file")
+    assert "damaged" in fails(capsys, "train", "mnist", "-o", str(tmp_path / "run"))
+
+
+def test_an_output_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    message = fails(capsys, "run", "digits", "-o", str(tmp_path / "file" / "run"))
+    assert "cannot write" in message
+    assert str(tmp_path / "file") in message
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_folder_that_is_no_run(stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "not a run folder" in fails(capsys, stage, str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "command"),
+    [
+        ("export", "checkpoint.pt", "spikeport train"),
+        ("quantize", "small.nir", "small.nir"),
+        ("map", "graph.npz", "spikeport quantize"),
+        ("simulate", "graph.npz", "spikeport quantize"),
+        ("verify", "trace-torch.npz", "spikeport simulate"),
+        ("report", "trace-events.npz", "spikeport simulate"),
+        ("report", "mapping.json", "spikeport map"),
+        ("report", "verify.json", "spikeport verify"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_missing_or_truncated_file_is_named_with_its_command(
+    stage: str, file: str, command: str, damage: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = fails(capsys, stage, str(run))
+    assert file in message
+    assert command in message
+
+
+def _change_nir(run: Path, change: str) -> None:
+    path = run / "small.nir"
+    with h5py.File(path, "r+") as file:
+        nodes = file["node/nodes"]
+        if change == "node":
+            del nodes["conv1"]
+            nodes["conv1/type"] = "Threshold"
+            nodes["conv1/threshold"] = np.ones((4, 8, 8))
+        elif change == "edge":
+            edges = file["node/edges"][()]
+            del file["node/edges"]
+            file["node/edges"] = [edge for edge in edges if edge[0] != b"input"]
+        elif change == "nan":
+            weight = nodes["conv1_weight/weight"]
+            values = weight[()]
+            values[0, 0, 1, 1] = np.nan
+            weight[...] = values
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("node", ("conv1", "Threshold")), ("edge", ("conv1_weight",)), ("nan", ("conv1_weight", "NaN"))],
+)
+def test_a_wrong_nir_file_is_refused(
+    change: str, words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_nir(run / "small.nir")
+    _change_nir(run, change)
+    message = fails(capsys, "quantize", str(run))
+    for word in words:
+        assert word in message
+
+
+def test_a_network_that_does_not_fit_says_by_how_much(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chip = tmp_path / "tiny.toml"
+    assert main(["chips", "loihi", "--toml"]) == 0
+    text = capsys.readouterr().out
+    chip.write_text(text.replace("max_chips = 32", "max_chips = 1").replace("neurons = 1024", "neurons = 1"))
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text() + f'\n[chip]\nname = "{chip}"\n')
+    message = fails(capsys, "map", str(run))
+    assert "'conv1' does not fit" in message
+    assert "128 cores" in message
+    assert "needs 2 neurons, a core has 1 (1 too many)" in message
+
+
+def test_graded_input_is_refused_by_a_chip_with_binary_spikes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = SMALL.replace("[training]", '[encoder]\nname = "graded"\nmessage_bits = 4\n[training]')
+    folder = str(tmp_path / "run")
+    assert main(["train", write_recipe(tmp_path, text), "-o", folder]) == 0
+    assert main(["export", folder]) == 0
+    assert main(["quantize", folder]) == 0
+    assert "input" in fails(capsys, "map", folder)
+    assert main(["simulate", folder]) == 0
+    assert main(["verify", folder]) == 0
+
+
+def test_no_lava_is_a_clear_refusal_for_the_stage(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIKEPORT_LAVA_PYTHON", str(run / "no-python"))
+    assert "no-python" in fails(capsys, "simulate", str(run), "--backend", "lava")
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_half_written_file(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, SMALL.replace("epochs = 4", "epochs = 100000"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spikeport.deploy.cli", "train", recipe, "-o", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while line and "epoch" not in line:
+        line = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    started = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.toml"]
