@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from spikeport.deploy.progress import Silent
 from spikeport.deploy.run_folder import RunFolder
 from spikeport.deploy.stages import run_all

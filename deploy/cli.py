@@ -17,7 +17,14 @@ FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path)
 BACKENDS = ("torch", "events", "lava", "loihi2")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _InOrder(click.Group):
+    """Lists the commands in the order of a run instead of the alphabet's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="spikeport")
 def cli() -> None:
     """Take a spiking network from training to neuromorphic hardware, checked spike for spike.
@@ -59,7 +66,7 @@ def _default_folder(recipe: str, folder: Path | None) -> Path:
     return folder if folder is not None else Path("runs") / Path(recipe).stem
 
 
-@cli.command()
+@cli.command(short_help="Everything below in a row, to the report.")
 @click.argument("recipe")
 @_OUT
 def run(recipe: str, folder: Path | None) -> None:
@@ -78,7 +85,7 @@ def run(recipe: str, folder: Path | None) -> None:
     _end(summary.checks_failed)
 
 
-@cli.command()
+@cli.command(short_help="Train a recipe.")
 @click.argument("recipe")
 @_OUT
 def train(recipe: str, folder: Path | None) -> None:
@@ -89,7 +96,7 @@ def train(recipe: str, folder: Path | None) -> None:
     train_stage(place, _progress())
 
 
-@cli.command()
+@cli.command(short_help="Write NIR, or a bundle for Lava and Loihi hosts.")
 @FOLDER
 @click.option("--to", "target", type=click.Choice(["nir", "lava"]), default="nir", show_default=True)
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
@@ -107,7 +114,7 @@ def export(folder: Path, target: str, samples: int) -> None:
         click.echo(f"wrote {bundle_stage(place, samples)}")
 
 
-@cli.command()
+@cli.command(short_help="Lower and quantise to the chip's integers.")
 @FOLDER
 def quantize(folder: Path) -> None:
     """Lower the NIR file of DIR and quantise it to the chip's integers; writes graph.npz and quantize.json."""
@@ -117,17 +124,20 @@ def quantize(folder: Path) -> None:
     quantize_stage(place, _progress())
 
 
-@cli.command(name="map")
+@cli.command(name="map", short_help="Put the network onto the chip; use of each limit.")
 @FOLDER
 def map_(folder: Path) -> None:
-    """Put the quantised network of DIR onto the recipe's chip and print what each limit has left."""
+    """Put the quantised network of DIR onto the recipe's chip and print the fullest core against each limit.
+
+    What does not fit is refused with the population, the limit and by how much.
+    """
     place = _open(folder)
     from spikeport.deploy.stages import map_stage
 
     map_stage(place, _progress())
 
 
-@cli.command()
+@cli.command(short_help="Run the test set on torch, events, lava or loihi2.")
 @FOLDER
 @click.option(
     "--backend", type=click.Choice(BACKENDS), multiple=True, help="May be repeated [default: torch and events]."
@@ -145,7 +155,7 @@ def simulate(folder: Path, backend: Sequence[str]) -> None:
         simulate_stage(place, name, _progress())
 
 
-@cli.command()
+@cli.command(short_help="Compare the backends, spike for spike.")
 @FOLDER
 def verify(folder: Path) -> None:
     """Compare every trace of DIR with the torch integers, spike for spike; exit status 1 if one differs.
@@ -166,7 +176,7 @@ def verify(folder: Path) -> None:
     _end(failed)
 
 
-@cli.command()
+@cli.command(short_help="Write summary.json and report.html.")
 @FOLDER
 def report(folder: Path) -> None:
     """Write summary.json and report.html of DIR from what the other stages left, and print the table."""
@@ -180,7 +190,7 @@ def report(folder: Path) -> None:
     _end(summary.checks_failed)
 
 
-@cli.command()
+@cli.command(short_help="What this machine can run, and why not the rest.")
 def doctor() -> None:
     """Say what this machine can run, and what to do about the rest."""
     from rich.console import Console
@@ -191,7 +201,7 @@ def doctor() -> None:
     show_findings(Console(), diagnose())
 
 
-@cli.command()
+@cli.command(short_help="The chips and their constants.")
 @click.argument("name", required=False)
 @click.option("--toml", "as_file", is_flag=True, help="Print the chip file of NAME, as a start for your own.")
 def chips(name: str | None, as_file: bool) -> None:
@@ -212,7 +222,7 @@ def chips(name: str | None, as_file: bool) -> None:
         show_chip(Console(), load_chip(name))
 
 
-@cli.command()
+@cli.command(short_help="The built-in recipes.")
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the built-in recipes, or print the recipe NAME as a start for your own."""

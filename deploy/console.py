@@ -1,5 +1,6 @@
 """What a user sees in the terminal: progress bars while a stage works, and the tables at its end."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -157,21 +158,20 @@ def show_chips(console: Console, chips: list[Chip]) -> None:
     """The built-in chips with the limits that matter for mapping."""
     table = Table()
     table.add_column("chip", style="bold", no_wrap=True)
-    table.add_column("what it is")
-    for heading in ("cores", "neurons a core", "words a core", "axons in/out", "payload bits"):
-        table.add_column(heading, justify="right")
+    for heading in ("cores", "neurons", "words", "axons in", "axons out", "bits"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for chip in chips:
-        limits = chip.limits
-        table.add_row(
-            escape(chip.name),
-            escape(chip.title),
-            f"{chip.cores:,}",
-            f"{limits.neurons:,}",
-            f"{limits.synaptic_words:,}",
-            f"{limits.axons_in} / {limits.axons_out}",
-            str(chip.supports.message_bits),
-        )
+        limits = chip.limits.items()
+        per_core = (limits[key] for key in ("neurons", "synaptic_words", "axons_in", "axons_out"))
+        figures = (f"{value:,.0f}" if math.isfinite(value) else "?" for value in per_core)
+        table.add_row(escape(chip.name), f"{chip.cores:,}", *figures, str(chip.supports.message_bits))
+    table.caption = (
+        "Per core: neurons, 64-bit words of synaptic memory, axons (?: not published). Bits a spike carries."
+    )
+    table.caption_justify = "left"
     console.print(table)
+    for chip in chips:
+        console.print(f"{escape(chip.name)}: {escape(chip.title)}", highlight=False)
 
 
 def show_chip(console: Console, chip: Chip) -> None:

@@ -1,6 +1,7 @@
 """The stages of a run. Each reads and writes files of the run folder and can be run again alone; `run_all` is these
 stages in a row, nothing more."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from spikeport.converters.nir_writer import to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
-from spikeport.deploy.chip import load_chip
-from spikeport.deploy.mapping import map_network
+from spikeport.deploy.chip import Chip, load_chip
+from spikeport.deploy.mapping import Mapping, map_network
 from spikeport.deploy.progress import Progress
 from spikeport.deploy.report import write_report
 from spikeport.deploy.run_folder import RunFolder
@@ -160,7 +161,18 @@ def map_stage(folder: RunFolder, progress: Progress) -> None:
         mapping = map_network(folder.graph, chip)
         write_json(folder.result_file("mapping"), mapping.to_json())
     folder.write_result("map", {"chip": chip.name, "cores": len(mapping.cores), "seconds": elapsed()})
-    progress.say(f"mapped onto {len(mapping.cores)} cores of {chip.title}")
+    progress.say(f"mapped onto {len(mapping.cores)} cores of {chip.title}; fullest core: {_fullest(mapping, chip)}")
+
+
+def _fullest(mapping: Mapping, chip: Chip) -> str:
+    used = {
+        "neurons": max(len(core.neurons) for core in mapping.cores),
+        "synaptic_words": max(core.synaptic_words for core in mapping.cores),
+        "axons_in": max(core.axons_in for core in mapping.cores),
+        "axons_out": max(core.axons_out for core in mapping.cores),
+    }
+    limits = {name: limit for name, limit in chip.limits.items().items() if math.isfinite(limit)}
+    return ", ".join(f"{used[name]:,} of {limit:,.0f} {name.replace('_', ' ')}" for name, limit in limits.items())
 
 
 def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison], list[SynopComparison]]:

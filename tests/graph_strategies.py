@@ -24,7 +24,7 @@ LARGEST_CURRENT = 1 << 25
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """For modules that import it: on tensors this small a second thread only waits, 16 ms a convolution on busy cores."""
+    """For modules that import it: a second thread costs tensors this small 16 ms an operation on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from spikeport.converters.nir_reader import read_nir
 from spikeport.deploy.cli import main
 from spikeport.deploy.run_folder import RunFolder

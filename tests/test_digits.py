@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from spikeport.deploy.cli import main
 from spikeport.deploy.lava_backend import find_interpreter
 from spikeport.deploy.summary import Summary
