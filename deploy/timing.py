@@ -14,7 +14,8 @@ import numpy as np
 
 from spikeport.converters.graph import Input, Population, ProcessGraph, Projection
 from spikeport.deploy.chip import SYNOP_EVENT, Chip
-from spikeport.deploy.mapping import Mapping, list_synapses, survey
+from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.synapses import list_synapses, survey
 from spikeport.deploy.trace import Trace
 from spikeport.models.errors import SpikeportError
 

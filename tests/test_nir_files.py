@@ -38,7 +38,7 @@ def network(architecture: str = "3C3p1-P2-4C2s2-6-3", reset: str = "zero", input
     made = SpikingNetwork(parse_architecture(architecture, (2, 9, 8), 3), neuron, CSBP(), input_unit).double()
     with torch.no_grad():
         for weight in made.parameters():
-            weight.mul_(2).add_(0.08)
+            weight.mul_(2).add_(0.08 if weight.ndim == 4 else 0.02)
     return made
 
 
@@ -238,7 +238,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         "matrix",
     ),
     "neurons that nothing feeds": (edges(("input", "matrix"), ("neurons", "output")), "neurons"),
-    "a node that leads nowhere": (edges(("input", "matrix"), ("matrix", "neurons")), "neurons"),
+    "a node that leads nowhere": (edges(("input", "matrix"), ("matrix", "neurons")), "output"),
     "a matrix that nothing feeds": (edges(("matrix", "neurons"), ("neurons", "output")), "matrix"),
     "shapes that do not fit": (set_at("nodes/matrix/weight", np.ones((3, 5))), "matrix"),
     "a weight that is text": (set_at("nodes/matrix/weight", "heavy"), ""),
