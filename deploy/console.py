@@ -116,7 +116,7 @@ def _energy_line(cost: Cost) -> str:
 def _layer_table(summary: Summary) -> Table:
     table = Table(title="layers, per inference", title_justify="left")
     table.add_column("population", no_wrap=True)
-    for heading in ("neurons", "synapses", "spikes", "silent", "synops", "dense MACs", "error"):
+    for heading in ("neurons", "synapses", "spikes", "silent", "synops", "MACs", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in summary.layers:
         figures = (layer.neurons, layer.synapses, layer.spikes_per_inference)
@@ -128,7 +128,7 @@ def _layer_table(summary: Summary) -> Table:
             *(short(value) for value in operations),
             percent(layer.spike_error),
         )
-    table.caption = "synops: synaptic operations. error: neuron-steps that quantisation changed (calibration samples)."
+    table.caption = "synops: synaptic operations. MACs: dense. error: neuron-steps that quantisation changed."
     table.caption_justify = "left"
     return table
 

@@ -3,6 +3,7 @@ in 0..1, labels int64 (n,)."""
 
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -81,8 +82,14 @@ def _digits(validation: int, test: int, seed: int) -> Dataset:
     labels = bunch.target.astype(np.int64)
     if validation + test >= len(labels):
         raise DataError(f"digits has {len(labels)} samples; {validation} + {test} held out leave none to train on.")
-    rest, held_out = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
-    kept, chosen = train_test_split(rest, test_size=validation, stratify=labels[rest], random_state=seed)
+    try:
+        rest, held_out = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
+        kept, chosen = train_test_split(rest, test_size=validation, stratify=labels[rest], random_state=seed)
+    except ValueError:
+        raise DataError(
+            f"digits cannot be split into {test} test and {validation} validation samples; each part needs at least "
+            "one sample of each of the 10 classes."
+        ) from None
     train, chosen_split, test_split = (Split(images[index], labels[index]) for index in (kept, chosen, held_out))
     return Dataset(
         "digits",
@@ -137,7 +144,7 @@ def _official_file(dataset: str, name: str, url: str, md5: str) -> Path:
     try:
         return Path(pooch.retrieve(url + name, f"md5:{md5}", fname=name, path=pooch.os_cache("spikeport") / dataset))
     except Exception as error:  # requests, urllib3 and pooch raise a dozen unrelated types
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError(
             f"cannot download {url}{name} ({reason}).\n"
             f"Set {DATA_VARIABLE} to a folder that holds {dataset}/{name}, or try again with a network."
@@ -165,6 +172,6 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not an idx file of unsigned bytes.")
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, 4) if len(raw) >= 4 + 4 * rank else np.empty(0)
-    if rank == 0 or shape.size != rank or len(raw) != 4 + 4 * rank + int(np.prod(shape, dtype=np.int64)):
+    if rank == 0 or shape.size != rank or len(raw) != 4 + 4 * rank + math.prod(int(extent) for extent in shape):
         raise DataError(f"{path} is truncated: its {len(raw)} bytes do not match its header.")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape.astype(int))

@@ -62,13 +62,13 @@ def parse_architecture(text: str, in_shape: tuple[int, ...], classes: int) -> li
                 raise RecipeError(f"architecture {text!r}: {part} cannot pool an input of shape {shape}.")
             continue
         if match := _CONV.fullmatch(part):
-            channels, kernel, padding, stride = (int(group or 0) for group in match.groups())
-            stride = stride or 1
+            channels, kernel, padding = (int(group or 0) for group in match.groups()[:3])
+            stride = int(match[4] or 1)
             if len(shape) != 3:
                 raise RecipeError(f"architecture {text!r}: {part} follows a dense layer; a convolution needs an image.")
             inner = _pooled(shape, pool)
-            size = [(extent + 2 * padding - kernel) // stride + 1 for extent in inner[1:]]
-            if min(size) < 1 or channels < 1 or kernel < 1:
+            size = [(extent + 2 * padding - kernel) // max(stride, 1) + 1 for extent in inner[1:]]
+            if min(*size, channels, kernel, stride) < 1:
                 raise RecipeError(f"architecture {text!r}: {part} does not fit an input of shape {inner}.")
             name = f"conv{1 + sum(layer.kind == 'conv' for layer in layers)}"
             spec = LayerSpec(name, "conv", shape, (channels, *size), kernel, padding, stride, pool)

@@ -15,7 +15,7 @@ from spikeport.models.rules import CSBP
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -97,7 +97,7 @@ class Recipe(_Section):
     """A whole recipe."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, lt=1 << 32)
     data: DataSection
     network: NetworkSection
     encoder: EncoderSection = EncoderSection()

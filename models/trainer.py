@@ -17,6 +17,7 @@ from spikeport.models.readouts import decide
 from spikeport.models.recipe import Recipe
 
 EVALUATION_BATCH = 500
+CHECKPOINT_FORMAT = "spikeport-checkpoint"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Trained:
     def save(self, path: Path) -> None:
         """Write weights, recipe and history to one file."""
         state = {
-            "format": "spikeport-checkpoint",
+            "format": CHECKPOINT_FORMAT,
             "recipe": self.recipe.model_dump(mode="json"),
             "history": [asdict(epoch) for epoch in self.history],
             "weights": self.network.state_dict(),
@@ -59,10 +60,13 @@ class Trained:
         """Read a checkpoint. Raises TrainingError where it is missing, damaged or of another network."""
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            if state["format"] != CHECKPOINT_FORMAT or not state["history"]:
+                raise ValueError("not a whole checkpoint")
             network = build_network(recipe, in_shape, classes)
             if Recipe.model_validate(state["recipe"]).network != recipe.network:
                 raise TrainingError(f"{path} was trained with another [network] section. Run `spikeport train` again.")
             network.load_state_dict(state["weights"])
+            _check_weights(network, f"{path} holds weights that are NaN or infinite. Run `spikeport train` again.")
             return Trained(network, recipe, [Epoch(**epoch) for epoch in state["history"]])
         except FileNotFoundError:
             raise TrainingError(f"{path} is missing. Run `spikeport train` first.") from None
@@ -132,6 +136,8 @@ def train(
             total += loss.item()
             if on_batch:
                 on_batch((epoch - 1) * batches + batch + 1, settings.epochs * batches)
+        # weights that overflow silence the network, and its loss then looks like a number
+        _check_weights(network, f"weights became infinite in epoch {epoch}. Lower training.learning_rate.")
         result = _validate(network, data.validation, encoder, epoch, total / len(labels))
         if not history or result.validation_accuracy > max(e.validation_accuracy for e in history):
             best_weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
@@ -140,6 +146,11 @@ def train(
             on_epoch(result)
     network.to("cpu").load_state_dict(best_weights)
     return Trained(network, recipe, history)
+
+
+def _check_weights(network: SpikingNetwork, message: str) -> None:
+    if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+        raise TrainingError(message)
 
 
 def _shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:

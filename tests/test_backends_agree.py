@@ -358,8 +358,12 @@ def test_a_convolution_into_another_image_is_right_or_refused(run: Run) -> None:
 def test_u_wraps_once_and_only_beyond_its_limits(current: int, expected: int) -> None:
     """2^23 itself stays, one unit more wraps, and -2^23 wraps to 2^23: the limits are not symmetric."""
     graph = network(OneToOne((1,), np.array([np.sign(current)])), bits=18, steps=1, parameters=neuron(131071))
-    trace = torch_backend.run(graph, {"in": np.array([[[abs(current)]]])}, device="cpu", record=True)
+    inputs = {"in": np.array([[[abs(current)]]])}
+    trace = torch_backend.run(graph, inputs, device="cpu", record=True)
     assert trace.states["out"]["u"].item() == expected
+    # only what has not wrapped to below zero reaches the largest threshold
+    for spikes in (trace.spikes("out"), event_simulator.run(graph, inputs).spikes("out")):
+        assert spikes.item() == (expected > 0)
 
 
 @pytest.mark.parametrize("payload", [2**25 + 2**18, 2**26, 2**29 + 12345])

@@ -36,6 +36,7 @@ def piece(name: str, shape: Shape, rng: np.random.Generator) -> Piece | None:
         case "scale" | "scale channels" | "scale elements":
             sizes = {"scale": (), "scale channels": (*shape[:1], 1, 1), "scale elements": shape}
             factor = rng.uniform(-2, 2, sizes[name])
+            name = "scale" if factor.size == 1 else name
             return Piece(name, lambda first: compose.scale(first, factor), lambda x: x * torch.as_tensor(factor))
         case "flatten":
             flat = (math.prod(shape),)

@@ -419,7 +419,7 @@ PLACES = st.floats(0, 1, exclude_max=True)
 
 
 @given(places=st.lists(st.tuples(PLACES, st.integers(0, 7)), min_size=1, max_size=4))
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_flipped_bits_raise_nothing_but_our_errors(
     places: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -189,3 +189,15 @@ def test_a_sparse_pair_given_twice_is_refused_or_added_up() -> None:
 def test_sizes_follow_from_shapes(operator: Operator) -> None:
     assert operator.n_in == math.prod(operator.in_shape)
     assert operator.n_out == math.prod(operator.out_shape)
+
+
+@pytest.mark.parametrize("view", [lambda w: w[..., ::-1], lambda w: w.T, lambda w: np.broadcast_to(w[:1], w.shape)])
+def test_weights_may_be_a_view(view: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A flipped kernel, a transposed matrix: what a pass makes of weights need not lie in order, nor be writeable."""
+    weight = np.arange(9.0).reshape(3, 3)
+    operator = Dense((3,), weight)
+    viewed = operator.with_weight(view(weight))
+    x = values(0, operator.in_shape)
+    assert torch.equal(viewed.apply(x), operator.with_weight(view(weight).copy()).apply(x))
+    assert viewed.magnitude_bound() == view(weight).sum(axis=1).max()
+    assert viewed.n_synapses() == 9
