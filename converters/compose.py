@@ -31,33 +31,36 @@ class Identity:
     def out_shape(self) -> Shape:
         return self.shape
 
+    @property
+    def pooled_shape(self) -> Shape:
+        """Shape after pooling, before any flattening; `factor` is of this shape or a number."""
+        return self.pool.out_shape(self.in_shape) if self.pool else self.in_shape
+
 
 LinearMap = Identity | Operator
 
 
 def flatten(first: LinearMap, shape: Shape) -> LinearMap:
-    """See the output as `shape`."""
-    if isinstance(first, Identity):
-        return replace(first, shape=shape)
-    if len(shape) == len(first.out_shape):
-        return first
-    return _dense(first) if not isinstance(first, Dense) else first
+    """See the output as `shape`; an operator's output keeps its own shape, in the same order."""
+    return replace(first, shape=shape) if isinstance(first, Identity) else first
 
 
 def pool(first: LinearMap, window: SumPool, average: bool) -> LinearMap:
     """Sum or average pooling of the output."""
-    factor = 1.0 / (window.kernel[0] * window.kernel[1]) if average else 1.0
+    factor = np.asarray(1.0 / (window.kernel[0] * window.kernel[1]) if average else 1.0)
+    shape = window.out_shape(first.out_shape)
     if isinstance(first, Identity):
-        if len(first.shape) != 3:
-            raise GraphError(f"pooling needs an image, but its input has shape {first.shape}.")
         merged = window if first.pool is None else _merge_pools(first.pool, window)
         if merged is not None and (first.factor is None or first.factor.ndim == 0):
-            pooled = replace(first, pool=merged, shape=window.out_shape(first.shape))
-            return scale(pooled, np.asarray(factor))
-        first = _as_conv(first)
-    if not isinstance(first, Conv2d):
-        raise GraphError("pooling after a dense map has no image to work on.")
-    return scale(_conv_then_pool(first, window), np.asarray(factor))
+            return scale(replace(first, pool=merged, shape=shape), factor)
+        first = _as_operator(first)
+    if isinstance(first, Conv2d):
+        return scale(_conv_then_pool(first, window), factor)
+    if not isinstance(first, Dense):
+        raise GraphError("pooling after a list of single synapses has no image to work on.")
+    columns = torch.as_tensor(first.weight.T.copy(), dtype=torch.float64).reshape(-1, *first.out_shape)
+    pooled = window.apply(columns).flatten(1).numpy().T
+    return scale(replace(first, weight=pooled, shape_out=shape), factor)
 
 
 def scale(first: LinearMap, factor: np.ndarray) -> LinearMap:
@@ -68,18 +71,34 @@ def scale(first: LinearMap, factor: np.ndarray) -> LinearMap:
         if factor == 1:
             return first
     if isinstance(first, Identity):
+        if factor.ndim:
+            factor = _filled(factor, first.shape).reshape(first.pooled_shape)
         return replace(first, factor=factor if first.factor is None else first.factor * factor)
+    return _scaled(first, factor)
+
+
+def _scaled(first: Operator, factor: np.ndarray) -> Operator:
     if factor.ndim == 0:
         return first.with_weight(first.weight * factor)
-    full = np.broadcast_to(factor, first.out_shape)
+    full = _filled(factor, first.out_shape)
     if isinstance(first, Conv2d):
         channel = full.reshape(full.shape[0], -1)
         if (channel == channel[:, :1]).all():
             return first.with_weight(first.weight * channel[:, :1, None, None])
-        return scale(_dense(first), full.ravel())
+        first = _dense(first)
     if isinstance(first, Dense):
         return first.with_weight(first.weight * full.ravel()[:, None])
     return first.with_weight(first.weight * full.ravel())
+
+
+def _filled(factor: np.ndarray, shape: Shape) -> np.ndarray:
+    """The factor of every element; a flat list of as many factors as elements is one for each."""
+    if factor.ndim == 1 and factor.size == math.prod(shape):
+        return factor.reshape(shape)
+    try:
+        return np.broadcast_to(factor, shape)
+    except ValueError:
+        raise GraphError(f"factors of shape {factor.shape} do not fit an output of shape {shape}.") from None
 
 
 def dense(first: LinearMap, weight: np.ndarray) -> Dense:
@@ -88,9 +107,7 @@ def dense(first: LinearMap, weight: np.ndarray) -> Dense:
         raise GraphError(f"a matrix of shape {weight.shape} follows an output of shape {first.out_shape}.")
     if isinstance(first, Identity):
         if first.factor is not None:
-            pooled = first.pool.out_shape(first.in_shape) if first.pool else first.in_shape
-            factor = first.factor if first.factor.ndim == 0 else np.broadcast_to(first.factor, pooled).ravel()
-            weight = weight * factor
+            weight = weight * first.factor.ravel()
         return Dense(first.in_shape, weight, first.pool)
     if isinstance(first, Dense):
         return replace(first, weight=weight @ first.weight, shape_out=())
@@ -103,13 +120,13 @@ def conv(first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dila
     """Cross-correlate the output with a kernel (out channels, in channels / groups, height, width)."""
     if isinstance(first, Identity):
         if first.factor is not None and first.factor.ndim:
-            per_channel = np.broadcast_to(first.factor, first.shape).reshape(first.shape[0], -1)
+            per_channel = first.factor.reshape(first.shape[0], -1)
             if (per_channel == per_channel[:, :1]).all():
                 inputs = per_channel[:, 0].reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
                 weight = weight * inputs[:, :, None, None]
             else:
                 single = Conv2d(first.shape, weight, None, stride, padding, dilation, groups)
-                matrix = _dense(single).weight * np.broadcast_to(first.factor, first.shape).ravel()
+                matrix = _dense(single).weight * first.factor.ravel()
                 return Dense(first.in_shape, matrix, first.pool, shape_out=single.out_shape)
         elif first.factor is not None:
             weight = weight * first.factor
@@ -125,10 +142,9 @@ def finish(first: LinearMap) -> Operator:
     if not isinstance(first, Identity):
         return first
     if first.pool is not None:
-        return _as_conv(first)
-    n = math.prod(first.in_shape)
-    factor = np.ones(n) if first.factor is None else np.broadcast_to(first.factor, first.shape).ravel().copy()
-    return OneToOne(first.in_shape, factor)
+        return _as_operator(first)
+    factor = np.ones(()) if first.factor is None else first.factor
+    return OneToOne(first.in_shape, np.broadcast_to(factor, first.in_shape).ravel().copy())
 
 
 def _merge_pools(first: SumPool, second: SumPool) -> SumPool | None:
@@ -140,16 +156,12 @@ def _merge_pools(first: SumPool, second: SumPool) -> SumPool | None:
     return SumPool(kernel, stride)
 
 
-def _as_conv(first: Identity) -> Conv2d:
-    """Pooling and scaling as a convolution of each channel with itself."""
+def _as_operator(first: Identity) -> Operator:
+    """Pooling and scaling as a convolution of each channel with itself; a matrix where the factor differs by place."""
     channels = first.in_shape[0]
     window = first.pool or SumPool((1, 1), (1, 1))
-    factor = np.ones(()) if first.factor is None else first.factor
-    per_channel = np.broadcast_to(factor, first.shape).reshape(channels, -1)
-    if not (per_channel == per_channel[:, :1]).all():
-        raise GraphError("pooling with a different factor at each place has no shared weights.")
-    weight = np.ones((channels, 1, *window.kernel)) * per_channel[:, :1, None, None]
-    return Conv2d(first.in_shape, weight, None, window.stride, (0, 0), (1, 1), channels)
+    summed = Conv2d(first.in_shape, np.ones((channels, 1, *window.kernel)), None, window.stride, groups=channels)
+    return summed if first.factor is None else _scaled(summed, first.factor)
 
 
 def _conv_then_pool(first: Conv2d, window: SumPool) -> Conv2d:

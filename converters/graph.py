@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from spikeport.models.readouts import ReadoutKind
 
 FORMAT = "spikeport-process-graph"
 FORMAT_VERSION = 1
+MAX_MESSAGE_BITS = 32
 
 Reset = Literal["zero", "subtract"]
 
@@ -196,9 +197,14 @@ class ProcessGraph:
     def load(path: Path) -> "ProcessGraph":
         """Read a graph written by `save`."""
         header, arrays = read_arrays(path, "spikeport quantize")
-        if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, FORMAT_VERSION):
             raise SpikeportError(f"{path} is not a process graph of version {FORMAT_VERSION}.")
-        return _unpack(header, arrays)
+        try:
+            return _unpack(header, arrays)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SpikeportError(
+                f"{path} contradicts itself ({type(error).__name__}: {error}). Run `spikeport quantize` again."
+            ) from None
 
 
 def with_populations(graph: ProcessGraph, populations: Iterable[Population]) -> ProcessGraph:
@@ -212,6 +218,11 @@ def _check(graph: ProcessGraph) -> None:
         raise GraphError(f"graph {graph.name!r} has two nodes of one name among {names}.")
     if len({projection.name for projection in graph.projections}) != len(graph.projections):
         raise GraphError(f"graph {graph.name!r} has two projections of one name.")
+    for node in graph.inputs:
+        if not 1 <= node.message_bits <= MAX_MESSAGE_BITS:
+            raise GraphError(f"input {node.name!r}: message_bits = {node.message_bits}, not 1..{MAX_MESSAGE_BITS}.")
+    if graph.readout.kind not in get_args(ReadoutKind):
+        raise GraphError(f"readout {graph.readout.kind!r} is unknown. Known: {', '.join(get_args(ReadoutKind))}.")
     if graph.steps < 1:
         raise GraphError(f"graph {graph.name!r} has {graph.steps} steps; a sample needs at least one.")
     position = {name: index for index, name in enumerate(names)}

@@ -15,6 +15,7 @@ A constant input to a population with a synaptic filter ramps up through that fi
 constant source that fires at every step; without a filter it is an ordinary neuron bias.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,16 +76,16 @@ def lower(
     check_nir(graph, name)
     _check_supported(graph)
     metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
-    sample_steps = steps if steps is not None else metadata.get("steps")
-    if sample_steps is None:
+    if steps is None and "steps" not in metadata:
         raise GraphError(f"{name}: how many steps a sample lasts is not recorded; give steps.")
+    sample_steps = steps if steps is not None else int(_number(name, metadata, "steps", 0))
     spiking = {key: node for key, node in graph.nodes.items() if isinstance(node, SPIKING)}
     step = float(_agreed(spiking, "dt", dt))
     mode: Reset = "subtract" if _agreed(spiking, "reset", reset) == "subtract" else "zero"
     walk = _Walk(graph)
     forms = {key: walk.into(key) for key in spiking}
     order, recurrent = _order(graph, spiking, forms)
-    bits = int(message_bits or metadata.get("message_bits", 1))
+    bits = message_bits if message_bits is not None else int(_number(name, metadata, "message_bits", 1))
     inputs = [Input(key, _shape(node.input_type["input"]), bits) for key, node in graph.inputs.items()]
     populations: list[Population] = []
     projections: list[Projection] = []
@@ -111,12 +112,10 @@ def lower(
     readout = Readout(
         _output_population(graph, walk),
         str(metadata.get("readout", "count")),  # type: ignore[arg-type]
-        float(metadata.get("readout_keep", 0.0)),
+        _number(name, metadata, "readout_keep", 0.0),
     )
     notes = {"discretization": "euler", "reset": mode}
-    return ProcessGraph(
-        name, int(sample_steps), step, tuple(inputs), tuple(populations), tuple(projections), readout, notes
-    )
+    return ProcessGraph(name, sample_steps, step, tuple(inputs), tuple(populations), tuple(projections), readout, notes)
 
 
 def balance(
@@ -174,11 +173,10 @@ class _Walk:
                 loop = " -> ".join([*self.active[self.active.index(key) :], key])
                 raise GraphError(f"the graph has a cycle without a neuron in it: {loop}.")
             self.active.append(key)
+            arriving = self.into(key)
             try:
-                self.outputs[key] = _after(node, self.into(key))
-            except GraphError as error:
-                if "node '" in str(error) or "cycle" in str(error):
-                    raise
+                self.outputs[key] = _after(node, arriving)
+            except (GraphError, ValueError, IndexError) as error:
                 raise GraphError(f"node {key!r} ({type(node).__name__}): {error}") from None
             self.active.pop()
         return self.outputs[key]
@@ -374,6 +372,18 @@ def _agreed(spiking: dict[str, nir.NIRNode], field: str, given: float | str | No
         if scheme != "euler":
             raise GraphError(f"node {key!r}: discretization {scheme!r} is not supported; only 'euler' is.")
     return value
+
+
+def _number(name: str, metadata: dict[str, Any], key: str, default: float) -> float:
+    """A number of the graph's metadata."""
+    value = metadata.get(key, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise GraphError(f"{name}: the metadata has {key} = {value!r}, which is no number.")
+    return number
 
 
 def _shape(value: object) -> Shape:

@@ -26,8 +26,14 @@ class SumPool:
     kernel: Pair
     stride: Pair
 
+    def __post_init__(self) -> None:
+        if min(*self.kernel, *self.stride) < 1:
+            raise GraphError(f"pooling with kernel {self.kernel} and stride {self.stride} is not possible.")
+
     def out_shape(self, shape: Shape) -> Shape:
         """Shape (channels, height, width) after pooling."""
+        if len(shape) != 3:
+            raise GraphError(f"pooling needs an image; an input of shape {shape} is no image.")
         channels, height, width = shape
         rows = (height - self.kernel[0]) // self.stride[0] + 1
         columns = (width - self.kernel[1]) // self.stride[1] + 1
@@ -113,6 +119,8 @@ class Operator:
 
 
 def _tensor(weight: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    if not weight.flags.writeable or any(stride < 0 for stride in weight.strides):
+        weight = weight.copy()  # torch cannot share such memory
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
 
 
@@ -157,10 +165,15 @@ class Conv2d(Operator):
 
     def __post_init__(self) -> None:
         channels = self.pooled_shape[0] if len(self.in_shape) == 3 else 0
-        if self.weight.ndim != 4 or channels != self.weight.shape[1] * self.groups:
+        if self.groups < 1 or self.weight.ndim != 4 or channels != self.weight.shape[1] * self.groups:
             raise GraphError(
                 f"conv weights of shape {self.weight.shape} with {self.groups} groups do not fit an input of "
                 f"shape {self.in_shape}."
+            )
+        if min(*self.stride, *self.dilation, *self.weight.shape[2:]) < 1 or min(self.padding) < 0:
+            raise GraphError(
+                f"a convolution with stride {self.stride}, padding {self.padding} and dilation {self.dilation} "
+                "is not possible."
             )
         if self.weight.shape[0] % self.groups:
             raise GraphError(f"{self.weight.shape[0]} output channels cannot be split into {self.groups} groups.")

@@ -11,7 +11,7 @@ least from the float network's wins; the error of the weights decides a draw.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,9 @@ from spikeport.models.loihi_integers import (
 )
 
 WEIGHT_BITS = 8
-MAX_WEIGHT_EXPONENT = 6
+MAX_WEIGHT_EXPONENT = 7
+HEADROOM = 0.5
+"""Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap."""
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
 """Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
 
@@ -89,9 +91,7 @@ def quantize(
 
     Raises QuantizationError naming the population whose values have no integer form.
     """
-    for projection in graph.projections:
-        if not np.isfinite(projection.operator.weight).all():
-            raise QuantizationError(f"projection {projection.name!r} holds weights that are NaN or infinite.")
+    _check_finite(graph)
     truth = Reference(graph).run(calibration, record=True)
     sent = dict(calibration)
     done, trials = 0, len(graph.populations) * len(CANDIDATES)
@@ -101,9 +101,16 @@ def quantize(
     for population in graph.populations:
         incoming = graph.incoming(population.name)
         best: tuple[tuple[float, float], Population, list[Projection], LayerError] | None = None
+        refusal: QuantizationError | None = None
+        reach = float(truth.u[population.name].abs().max())
+        largest = largest_scale(population, incoming, reach)
         for fraction in CANDIDATES:
-            scale = fraction * largest_scale(population, incoming)
-            candidate, scaled = _at_scale(population, incoming, scale)
+            scale = fraction * largest
+            try:
+                candidate, scaled = _at_scale(population, incoming, scale)
+            except QuantizationError as error_at_scale:
+                refusal = error_at_scale
+                continue
             error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
             rank = (error.spike_error, error.weight_error)
             if best is None or rank < best[0]:
@@ -112,7 +119,7 @@ def quantize(
             if on_step:
                 on_step(done, trials)
         if best is None:
-            raise QuantizationError(f"population {population.name!r} has no scale.")
+            raise refusal or QuantizationError(f"population {population.name!r} has no scale.")
         _, populations[population.name], chosen, error = best
         projections |= {projection.name: projection for projection in chosen}
         errors.append(error)
@@ -126,18 +133,35 @@ def quantize(
     return integer, QuantizationReport(samples, tuple(errors))
 
 
-def largest_scale(population: Population, incoming: list[Projection]) -> float:
+def largest_scale(population: Population, incoming: list[Projection], reach: float) -> float:
     """The scale at which the weights of the projection with the smallest range just fill 8 bits.
 
-    Projections with larger weights take an exponent; the threshold's 17 bits may ask for a smaller scale.
+    Projections with larger weights take an exponent. The threshold's 17 bits may ask for a smaller scale, and so may
+    u: `reach`, the largest |u| of the float network on the calibration data, must stay inside 24 bits with room left.
     """
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
     peaks = [peak for projection in incoming if (peak := _peak(projection)) > 0]
-    by_weights = 254.0 / min(peaks) if peaks else 1.0
-    by_threshold = 0.5 * MAX_THRESHOLD / float(np.max(np.abs(neuron.threshold)) or 1.0)
-    return min(by_weights, by_threshold)
+    scales = [254.0 / min(peaks) if peaks else 1.0]
+    threshold = float(np.max(np.abs(neuron.threshold)))
+    if threshold > 0:
+        scales.append(0.5 * MAX_THRESHOLD / threshold)
+    if reach > 0:
+        scales.append(HEADROOM * STATE_LIMIT / 2**THRESHOLD_SHIFT / reach)
+    return min(scales)
+
+
+def _check_finite(graph: ProcessGraph) -> None:
+    for projection in graph.projections:
+        if not np.isfinite(projection.operator.weight).all():
+            raise QuantizationError(f"projection {projection.name!r} holds weights that are NaN or infinite.")
+    for population in graph.populations:
+        if isinstance(population.neuron, FloatNeuron):
+            for entry in fields(population.neuron):
+                value = getattr(population.neuron, entry.name)
+                if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                    raise QuantizationError(f"population {population.name!r}: its {entry.name} is NaN or infinite.")
 
 
 def _peak(projection: Projection) -> float:
@@ -184,6 +208,11 @@ def _scaled(projection: Projection, scale: float) -> Projection:
         )
     low, high, step = WEIGHT_RANGE[sign_mode(weight)]
     integers = np.clip(np.rint(weight / (step * 2**exponent)) * step, low, high).astype(np.int16)
+    if peak > 0 and not integers.any():
+        raise QuantizationError(
+            f"projection {projection.name!r}: beside the threshold or the other weights of {projection.target!r} its "
+            "weights round to nothing."
+        )
     return replace(projection, operator=projection.operator.with_weight(integers), exponent=exponent)
 
 

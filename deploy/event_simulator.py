@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Sparse, SumPool
@@ -23,6 +24,11 @@ from spikeport.models.errors import BackendError
 
 CHUNK = 32
 ACCUMULATOR_LIMIT = 1 << 31
+NARROW_SUM = 1 << 18
+"""Sums up to this keep u inside 24 bits after its one wrap, so that states fit 32 bits; larger ones take 64."""
+
+LARGEST_LISTS = 1 << 26
+"""Entries of the matrix that is built for a projection without a kernel of its own."""
 
 
 def run(
@@ -90,12 +96,16 @@ class _Simulator:
         self.graph = graph
         self.synapses = {projection.name: _prepare(graph, projection) for projection in graph.projections}
         self.neurons = {population.name: _neurons(population) for population in graph.populations}
+        self.state_type = {population.name: _state_type(graph, population) for population in graph.populations}
 
     def run_chunk(self, chunk: slice, inputs: dict[str, np.ndarray], trace: Trace) -> int:
         graph, n = self.graph, int(chunk.stop - chunk.start)
         now = {node.name: _Spikes.empty(n, node.size) for node in graph.nodes}
         before = {p.source: _Spikes.empty(n, graph.node(p.source).size) for p in graph.projections if p.recurrent}
-        state = {p.name: np.zeros((3, n, p.size), np.int32) for p in graph.populations}
+        sums = {p.name: np.zeros((n, p.size), np.int32) for p in graph.populations}
+        state: dict[str, np.ndarray] = {
+            p.name: np.zeros((2, n, p.size), self.state_type[p.name]) for p in graph.populations
+        }
         shifted = {p.name: np.zeros((n, graph.population(p.target).size), np.int32)
                    for p in graph.projections if p.exponent < 0}  # fmt: skip
         for node in graph.inputs:
@@ -109,7 +119,8 @@ class _Simulator:
                 sent = now[node.name]
                 kernels.collect(inputs[node.name][chunk, t], sent.indices, sent.payloads, sent.counts)
             for population in graph.populations:
-                acc, u, v = state[population.name]
+                acc = sums[population.name]
+                u, v = state[population.name]
                 for projection in graph.incoming(population.name):
                     if projection.recurrent and t == 0:
                         continue
@@ -164,28 +175,62 @@ def _neurons(population: Population) -> tuple[Any, ...]:
     return keep_u, keep_v, level, bias, neuron.reset == "subtract", order
 
 
+def _bound(graph: ProcessGraph, projection: Projection) -> float:
+    """Largest |sum| that a projection can send to one neuron in one step."""
+    source = graph.node(projection.source)
+    payload = (1 << source.message_bits) - 1 if isinstance(source, Input) else 1
+    return projection.operator.magnitude_bound() * payload * (1 << max(projection.exponent, 0))
+
+
+def _state_type(graph: ProcessGraph, population: Population) -> type:
+    incoming = graph.incoming(population.name)
+    total = sum(_bound(graph, projection) for projection in incoming)
+    if total >= ACCUMULATOR_LIMIT:
+        names = ", ".join(repr(projection.name) for projection in incoming)
+        raise BackendError(f"sums of {names} into {population.name!r} may exceed 32 bits; use the torch backend.")
+    return np.int32 if total <= NARROW_SUM else np.int64
+
+
 def _prepare(graph: ProcessGraph, projection: Projection) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The kernel of a projection and its constant arguments."""
     source, target = graph.node(projection.source), graph.population(projection.target)
-    payload = (1 << source.message_bits) - 1 if isinstance(source, Input) else 1
-    shift = max(projection.exponent, 0)
-    if projection.operator.magnitude_bound() * payload * (1 << shift) >= ACCUMULATOR_LIMIT:
-        raise BackendError(f"sums of projection {projection.name!r} may exceed 32 bits; use the torch backend.")
     operator = projection.operator
-    weight = operator.weight.astype(np.int32) << shift
+    if _bound(graph, projection) >= ACCUMULATOR_LIMIT:
+        raise BackendError(f"sums of projection {projection.name!r} may exceed 32 bits; use the torch backend.")
+    weight = operator.weight.astype(np.int32) << max(projection.exponent, 0)
     sources, targets = _internal_order(source.shape), _internal_order(target.shape)
-    if isinstance(operator, Conv2d) and len(source.shape) == 3 and len(target.shape) == 3:
+    if isinstance(operator, Conv2d) and (operator.in_shape, operator.out_shape) == (source.shape, target.shape):
         return kernels.accumulate_conv, (_geometry(operator), np.ascontiguousarray(_kernel_rows(operator, weight)))
     if isinstance(operator, Dense):
         first, cells = _pooled_cells(operator, source.shape)
         return kernels.accumulate_rows, (first, cells, np.ascontiguousarray(weight.T[:, targets]))
     if isinstance(operator, OneToOne):
-        pairs = np.arange(operator.n_in), np.arange(operator.n_in)
-    elif isinstance(operator, Sparse):
-        pairs = operator.source, operator.target
-    else:
-        raise BackendError(f"projection {projection.name!r}: a convolution joins images, not {source.shape}.")
-    return kernels.accumulate_lists, _lists(pairs, weight, sources, targets)
+        every = np.arange(operator.n_in)
+        return kernels.accumulate_lists, _lists((every, every), weight, sources, targets)
+    if isinstance(operator, Sparse):
+        return kernels.accumulate_lists, _lists((operator.source, operator.target), weight, sources, targets)
+    pairs, values = _written_out(operator.with_weight(weight), projection.name)
+    return kernels.accumulate_lists, _lists(pairs, values, sources, targets)
+
+
+def _written_out(operator: Operator, name: str) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Every synapse of an operator as a (source, target) pair: a convolution into neurons that are no image.
+
+    Where overlapping pooling gives a pair several synapses, the first carries the summed weight and the others zero, so
+    that they still count as operations.
+    """
+    if operator.n_in * operator.n_out > LARGEST_LISTS:
+        raise BackendError(f"projection {name!r} joins a convolution to flat neurons and is too large to write out.")
+    targets = torch.eye(operator.n_out, dtype=torch.float64).reshape(-1, *operator.out_shape)
+    ones = operator.with_weight(np.ones_like(operator.weight))
+    synapses = ones.transpose_apply(targets).flatten(1).round().to(torch.int64).numpy()
+    summed = operator.transpose_apply(targets).flatten(1).round().to(torch.int64).numpy()
+    target, source = np.nonzero(synapses)
+    repeats = synapses[target, source]
+    leading = np.cumsum(repeats) - repeats
+    values = np.zeros(int(repeats.sum()), np.int32)
+    values[leading] = summed[target, source]
+    return (np.repeat(source, repeats), np.repeat(target, repeats)), values
 
 
 def _lists(

@@ -94,14 +94,32 @@ class Trace:
     def load(path: Path) -> "Trace":
         """Read a trace written by `save`."""
         header, arrays = read_arrays(path, "spikeport simulate")
-        if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+        if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, FORMAT_VERSION):
             raise SpikeportError(f"{path} is not a trace of version {FORMAT_VERSION}.")
         groups: dict[str, dict[str, np.ndarray]] = {"spikes": {}, "synops": {}, "active": {}}
-        for key, array in arrays.items():
-            group, name = key.split(".", 1)
-            groups[group][name] = array
-        fields = {key: header[key] for key in ("backend", "graph", "samples", "steps", "sizes", "seconds")}
-        return Trace(**fields, packed=groups["spikes"], synops=groups["synops"], active=groups["active"])
+        try:
+            for key, array in arrays.items():
+                group, name = key.split(".", 1)
+                groups[group][name] = array
+            fields = {key: header[key] for key in ("backend", "graph", "samples", "steps", "sizes", "seconds")}
+            trace = Trace(**fields, packed=groups["spikes"], synops=groups["synops"], active=groups["active"])
+            trace._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SpikeportError(f"{path} contradicts itself ({error}). Run `spikeport simulate` again.") from None
+        return trace
+
+    def _check(self) -> None:
+        """Raise ValueError where shapes or types contradict samples, steps and sizes."""
+        extent = (int(self.samples), int(self.steps))
+        if set(self.packed) != set(self.sizes):
+            raise ValueError("not every population has spikes")
+        for name, size in self.sizes.items():
+            array = self.packed[name]
+            if array.shape != (*extent, -(-size // 8)) or array.dtype != np.uint8:
+                raise ValueError(f"spikes of {name!r} have shape {array.shape} and type {array.dtype}")
+        for name, array in (self.synops | self.active).items():
+            if array.shape != extent:
+                raise ValueError(f"counts of {name!r} have shape {array.shape}")
 
 
 def pack(spikes: np.ndarray) -> np.ndarray:
@@ -117,16 +135,18 @@ def check_inputs(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> int:
     expected = {node.name for node in graph.event_inputs}
     if set(inputs) != expected:
         raise SpikeportError(f"the graph takes the inputs {sorted(expected)}, but was given {sorted(inputs)}.")
+    for node in graph.event_inputs:
+        array = inputs[node.name]
+        if array.ndim < 2 or array.shape[1:] != (graph.steps, *node.shape):
+            raise SpikeportError(
+                f"input {node.name!r} has shape {array.shape[1:]} a sample; "
+                f"the graph takes {(graph.steps, *node.shape)}."
+            )
     samples = {int(array.shape[0]) for array in inputs.values()}
     if len(samples) != 1 or 0 in samples:
         raise SpikeportError("there are no samples to run, or the inputs differ in their number of samples.")
     for node in graph.event_inputs:
         array = inputs[node.name]
-        if array.shape[1:] != (graph.steps, *node.shape):
-            raise SpikeportError(
-                f"input {node.name!r} has shape {array.shape[1:]} a sample; "
-                f"the graph takes {(graph.steps, *node.shape)}."
-            )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_:
             raise SpikeportError(f"input {node.name!r} is {array.dtype}; spikes are integers.")
         if array.min() < 0 or int(array.max()) >= 1 << node.message_bits:

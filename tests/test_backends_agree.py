@@ -89,7 +89,7 @@ def test_torch_and_events_do_what_the_plain_model_does(graph: ProcessGraph, seed
 
 
 @given(graphs(populations=4), SEEDS)
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_torch_and_events_agree_over_many_samples(graph: ProcessGraph, seed: int) -> None:
     inputs = random_inputs(graph, seed, samples=event_simulator.CHUNK + 5)
     torch_trace = torch_backend.run(graph, inputs, device="cpu")
@@ -100,7 +100,7 @@ def test_torch_and_events_agree_over_many_samples(graph: ProcessGraph, seed: int
 
 
 @given(graphs(), SEEDS)
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_synops_follow_from_the_spikes_of_the_reference(graph: ProcessGraph, seed: int) -> None:
     """As integers, for every projection and step; by `Operator.fan_out` and by unit vectors through the operator."""
     inputs = random_inputs(graph, seed, samples=2)
@@ -123,7 +123,7 @@ def test_synops_follow_from_the_spikes_of_the_reference(graph: ProcessGraph, see
 
 @given(graphs(populations=4, inputs=2, recurrent=False), SEEDS)
 @example(random_graph(3, populations=4, recurrent=False), 0)
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_a_streamed_chip_gives_the_reference_shifted_by_the_stages(graph: ProcessGraph, seed: int) -> None:
     """Delays and stages: samples back to back, one chip step a connection, each stage reset l steps after the input."""
     inputs = random_inputs(graph, seed, samples=2)

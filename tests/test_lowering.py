@@ -344,7 +344,7 @@ def gain(node: nir.NIRNode, dt: float) -> np.ndarray:
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @given(SEEDS, st.sampled_from([1.0, 1e-3, 1e-4]))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_the_lowered_graph_fires_as_the_equations_do(
     case: Callable[[Maker], Case], reset: str, seed: int, dt: float
 ) -> None:
