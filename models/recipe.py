@@ -62,13 +62,17 @@ class RuleSection(_Section):
 
 
 class TrainingSection(_Section):
-    """[training]: AdamW with a cosine schedule; the checkpoint with the best validation accuracy is kept."""
+    """[training]: AdamW with a cosine schedule; the epoch with the best validation accuracy is kept.
+
+    What is validated and kept is the running mean of the weights, w <- average w + (1 - average) new, if `average` > 0.
+    """
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    average: float = Field(default=0.0, ge=0, lt=1, description="per-step factor of the running mean of the weights")
     shift_pixels: int = Field(default=0, ge=0, description="random shifts of the training images, in pixels")
 
 

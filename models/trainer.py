@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spikeport.models.datasets import Dataset, Split
 from spikeport.models.errors import SpikeportError, TrainingError
@@ -41,8 +42,8 @@ class Trained:
 
     @property
     def best(self) -> Epoch:
-        """The first epoch with the highest validation accuracy, which is the one that was kept."""
-        return max(self.history, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch))
+        """The epoch that was kept: the highest validation accuracy, the last one of equals (a lower learning rate)."""
+        return max(self.history, key=lambda epoch: (epoch.validation_accuracy, epoch.epoch))
 
     def save(self, path: Path) -> None:
         """Write weights, recipe and history to one file."""
@@ -110,6 +111,7 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
     )
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     batches = -(-len(data.train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
     images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
@@ -133,14 +135,15 @@ def train(
                 )
             optimizer.step()
             schedule.step()
+            averaged.update_parameters(network)
             total += loss.item()
             if on_batch:
                 on_batch((epoch - 1) * batches + batch + 1, settings.epochs * batches)
         # weights that overflow silence the network, and its loss then looks like a number
         _check_weights(network, f"weights became infinite in epoch {epoch}. Lower training.learning_rate.")
-        result = _validate(network, data.validation, encoder, epoch, total / len(labels))
-        if not history or result.validation_accuracy > max(e.validation_accuracy for e in history):
-            best_weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        result = _validate(averaged.module, data.validation, encoder, epoch, total / len(labels))
+        if not history or result.validation_accuracy >= max(e.validation_accuracy for e in history):
+            best_weights = {key: value.detach().cpu().clone() for key, value in averaged.module.state_dict().items()}
         history.append(result)
         if on_epoch:
             on_epoch(result)

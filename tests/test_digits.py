@@ -85,7 +85,7 @@ def test_without_lava_the_run_succeeds_and_says_why(
 ) -> None:
     monkeypatch.setenv("SPIKEPORT_LAVA_PYTHON", str(tmp_path / "no-python"))
     recipe = tmp_path / "short.toml"
-    recipe.write_text(builtin_recipes()["digits"].replace("epochs = 25", "epochs = 1"))
+    recipe.write_text(builtin_recipes()["digits"].replace("epochs = 30", "epochs = 1"))
     assert main(["run", str(recipe), "-o", str(tmp_path / "run")]) == 0
     assert "skipped" in capsys.readouterr().out
     assert "no-python" in (Summary.load(tmp_path / "run" / "summary.json").accuracy.lava_skipped or "")
