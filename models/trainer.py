@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,6 +112,7 @@ def train(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
     )
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+    kept = cast(SpikingNetwork, averaged.module)
     batches = -(-len(data.train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
     images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
@@ -141,9 +142,9 @@ def train(
                 on_batch((epoch - 1) * batches + batch + 1, settings.epochs * batches)
         # weights that overflow silence the network, and its loss then looks like a number
         _check_weights(network, f"weights became infinite in epoch {epoch}. Lower training.learning_rate.")
-        result = _validate(averaged.module, data.validation, encoder, epoch, total / len(labels))
+        result = _validate(kept, data.validation, encoder, epoch, total / len(labels))
         if not history or result.validation_accuracy >= max(e.validation_accuracy for e in history):
-            best_weights = {key: value.detach().cpu().clone() for key, value in averaged.module.state_dict().items()}
+            best_weights = {key: value.detach().cpu().clone() for key, value in kept.state_dict().items()}
         history.append(result)
         if on_epoch:
             on_epoch(result)

@@ -147,9 +147,9 @@ def test_the_loss_of_an_epoch_is_that_of_one_sample(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best"), [((0.5, 0.9, 0.7, 0.9), 2), ((0.9, 0.5, 0.5, 0.5), 1), ((0.1, 0.2), 2)]
+    ("accuracies", "best"), [((0.5, 0.9, 0.9, 0.7), 3), ((0.9, 0.5, 0.5, 0.5), 1), ((0.1, 0.2), 2)]
 )
-def test_the_first_epoch_of_the_best_validation_accuracy_is_kept(
+def test_the_last_epoch_of_the_best_validation_accuracy_is_kept(
     accuracies: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
@@ -414,3 +414,23 @@ def test_the_loss_vanishes_for_the_desired_train_alone() -> None:
     desired[1:, 0, 2] = desired[1:, 1, 0] = 1
     assert float(kernel_loss(desired, torch.tensor([2, 0]), 3.0)) == 0
     assert float(kernel_loss(desired, torch.tensor([0, 2]), 3.0)) > 0
+
+
+def test_with_an_average_the_running_mean_of_the_weights_is_validated_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """w <- average w + (1 - average) new, from the weights after the first step."""
+    steps: list[dict[str, torch.Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def recorded(optimizer: torch.optim.AdamW, closure: None = None) -> object:
+        result = step(optimizer, closure)
+        steps.append({str(i): value.detach().clone() for i, value in enumerate(optimizer.param_groups[0]["params"])})
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    result = train(with_settings("training", epochs=1, average=0.8), DATA, device="cpu")
+    expected = steps[0]
+    for taken in steps[1:]:
+        expected = {key: 0.8 * expected[key] + 0.2 * value for key, value in taken.items()}
+    for found, wanted, last in zip(result.network.parameters(), expected.values(), steps[-1].values(), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+        assert not torch.allclose(found, last, atol=1e-4)
