@@ -135,8 +135,8 @@ def test_a_failed_check_is_in_the_verdict() -> None:
     assert verdict(summary).kind == "failed"
     page = Page(render(summary, None))
     assert "5 of 6 checks failed." in page.text
-    assert "torch and events differ in 3 of 720640000 neuron-steps" in page.text
-    assert "synaptic operations of input->conv1: counted 880123457, derived 880123456" in page.text
+    assert "torch and events differ in 3 of 720,640,000 neuron-steps" in page.text
+    assert "synaptic operations of input->conv1: counted 880,123,457, derived 880,123,456" in page.text
     assert "No spike differs" not in page.text
 
 
