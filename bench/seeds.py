@@ -6,7 +6,6 @@ The seed decides the split (digits), the initial weights and the order of sample
 """
 
 import argparse
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -63,7 +62,7 @@ def main() -> None:
         )
     Console().print(table)
     if options.out:
-        write_json(options.out, json.loads(json.dumps({"recipe": options.recipe, "rows": rows})))
+        write_json(options.out, {"recipe": options.recipe, "rows": rows})
 
 
 if __name__ == "__main__":
