@@ -94,9 +94,9 @@ class _Simulator:
         if not graph.is_integer:
             raise BackendError("the event simulator runs integer graphs; quantise the network first.")
         self.graph = graph
+        self.state_type = {population.name: _state_type(graph, population) for population in graph.populations}
         self.synapses = {projection.name: _prepare(graph, projection) for projection in graph.projections}
         self.neurons = {population.name: _neurons(population) for population in graph.populations}
-        self.state_type = {population.name: _state_type(graph, population) for population in graph.populations}
 
     def run_chunk(self, chunk: slice, inputs: dict[str, np.ndarray], trace: Trace) -> int:
         graph, n = self.graph, int(chunk.stop - chunk.start)
@@ -195,8 +195,6 @@ def _prepare(graph: ProcessGraph, projection: Projection) -> tuple[Callable[...,
     """The kernel of a projection and its constant arguments."""
     source, target = graph.node(projection.source), graph.population(projection.target)
     operator = projection.operator
-    if _bound(graph, projection) >= ACCUMULATOR_LIMIT:
-        raise BackendError(f"sums of projection {projection.name!r} may exceed 32 bits; use the torch backend.")
     weight = operator.weight.astype(np.int32) << max(projection.exponent, 0)
     sources, targets = _internal_order(source.shape), _internal_order(target.shape)
     if isinstance(operator, Conv2d) and (operator.in_shape, operator.out_shape) == (source.shape, target.shape):
