@@ -21,7 +21,7 @@ class Run:
     """What a batch left. Tensors of shape (samples, steps, *shape) by population name.
 
     spikes: uint8. currents: summed synaptic input `a`, only if recorded. u, v: after the step (v after reset), only if
-    recorded. active: int64 (samples, steps), neurons that had a state, an input or a bias at that step.
+    recorded. active: bool, neurons that had a state, an input or a bias at that step.
     """
 
     spikes: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -111,8 +111,7 @@ class _PreparedNeuron:
         return IntegerState(zero, zero)
 
     def active(self, before: IntegerState, a: torch.Tensor) -> torch.Tensor:
-        awake = (before.u != 0) | (before.v != 0) | (a != 0) | (self.bias != 0)
-        return awake.flatten(1).sum(1)
+        return (before.u != 0) | (before.v != 0) | (a != 0) | (self.bias != 0)
 
     def step(self, state: IntegerState, a: torch.Tensor) -> tuple[IntegerState, torch.Tensor]:
         neuron = self.neuron

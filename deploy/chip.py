@@ -188,6 +188,22 @@ class InputPort(_Model):
     source: str
 
 
+class Network(_Model):
+    """Links and buffers between the cores (`docs/chip-timing.md`). Buffers are counted in packets.
+
+    link_ns: how long one packet takes a link before the next may follow; what a packet needs to cross it is in
+    `events`. link_packets: input buffer of a router, one a neighbour. send_packets: buffer in which a core's packets wait
+    for its router. queue_packets: queue of packets in front of a core's synapses.
+    """
+
+    link_ns: Quantity
+    link_packets: Count
+    send_packets: Count
+    queue_packets: Count
+    kind: Kind
+    source: str
+
+
 class Chip(_Model):
     """A neuromorphic chip: what it holds, what it can do, what it costs."""
 
@@ -203,6 +219,7 @@ class Chip(_Model):
     static_mw: Quantity
     barrier: Barrier
     input: InputPort
+    network: Network
     events: Events
 
     @property
@@ -219,6 +236,11 @@ class Chip(_Model):
         """Ticks that one event takes."""
         return round(self.event(event).time_ns.value / self.tick_ns)
 
+    @property
+    def link_ticks(self) -> int:
+        """Ticks for which one packet takes a link."""
+        return round(self.network.link_ns.value / self.tick_ns)
+
     def barrier_ticks(self, tiles: int) -> int:
         """Ticks of the barrier with that many mapped tiles, to the nearest tick where it lies between two points."""
         return round(self.barrier.at(tiles).value / self.tick_ns)
@@ -226,6 +248,7 @@ class Chip(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         times = {f"events.{name}.time_ns": self.event(name).time_ns.value for name in Events.model_fields}
+        times["network.link_ns"] = self.network.link_ns.value
         times |= {f"barrier.points.{i}.time_ns": point.time_ns.value for i, point in enumerate(self.barrier.points)}
         for key, value in times.items():
             if not math.isclose(value / self.tick_ns, round(value / self.tick_ns), rel_tol=0, abs_tol=1e-6):

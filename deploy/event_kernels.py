@@ -126,12 +126,11 @@ def integrate(  # type: ignore[no-untyped-def]
     """One step of every neuron (`spikeport.models.loihi_integers`), which also clears acc.
 
     keep_u = 4096 - du - ds_offset, keep_v = 4096 - dv, level = vth << 6; each of shape (1,) or (n,). external: index of
-    each neuron in the trace. bits: (samples, ceil(n / 8)), zero on entry.
+    each neuron in the trace. bits (spikes), active: (samples, ceil(n / 8)), zero on entry.
     """
     u_one, v_one, level_one, bias_one = keep_u.size == 1, keep_v.size == 1, level.size == 1, bias.size == 1
     for b in range(acc.shape[0]):
         count = 0
-        awake = 0
         for i in range(acc.shape[1]):
             a = np.int64(acc[b, i])
             old_u = np.int64(u[b, i])
@@ -140,7 +139,8 @@ def integrate(  # type: ignore[no-untyped-def]
             if a == 0 and old_u == 0 and old_v == 0 and offset == 0:
                 # at rest without input: 0 > vth << 6 never holds, as vth is unsigned
                 continue
-            awake += 1
+            place = external[i]
+            active[b, place >> 3] |= np.uint8(128 >> (place & 7))
             acc[b, i] = 0
             product = old_u * (keep_u[0] if u_one else keep_u[i])
             new_u = (product >> DECAY_BITS if product >= 0 else -(-product >> DECAY_BITS)) + (a << SHIFT)
@@ -157,9 +157,7 @@ def integrate(  # type: ignore[no-untyped-def]
                 indices[b, count] = i
                 payloads[b, count] = 1
                 count += 1
-                place = external[i]
                 bits[b, place >> 3] |= np.uint8(128 >> (place & 7))
             u[b, i] = new_u
             v[b, i] = new_v
         counts[b] = count
-        active[b] = awake

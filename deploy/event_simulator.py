@@ -57,7 +57,7 @@ def run(
         sizes={node.name: node.size for node in graph.event_nodes},
         packed={p.name: np.zeros((samples, graph.steps, -(-p.size // 8)), np.uint8) for p in graph.populations},
         synops={p.name: np.zeros((samples, graph.steps), np.int64) for p in graph.projections},
-        active={p.name: np.zeros((samples, graph.steps), np.int64) for p in graph.populations},
+        active={p.name: np.zeros((samples, graph.steps, -(-p.size // 8)), np.uint8) for p in graph.populations},
     )
     for node in graph.event_inputs:
         array = inputs[node.name]
@@ -132,10 +132,11 @@ class _Simulator:
                 sent = now[population.name]
                 bits = np.zeros((n, -(-population.size // 8)), np.uint8)
                 events = (sent.indices, sent.payloads, sent.counts)
-                awake = trace.active[population.name][chunk, t]
                 integrate: Callable[..., None] = kernels.integrate
+                awake = np.zeros_like(bits)
                 integrate(acc, u, v, *self.neurons[population.name], *events, bits, awake)
                 trace.packed[population.name][chunk, t] = bits
+                trace.active[population.name][chunk, t] = awake
         return n
 
     def _accumulate(self, projection: Projection, spikes: _Spikes, acc: np.ndarray, operations: np.ndarray) -> None:

@@ -219,7 +219,7 @@ def core_counts(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> CoreCoun
         _weigh(packed, np.ones(population.size, dtype=np.int64), own_core, spikes)
         cores = mapping.cores_of(population.name)
         sizes = np.array([len(mapping.cores[index].neurons) for index in cores])
-        active[:, cores] = split(trace.active[population.name].reshape(-1), sizes)
+        active[:, cores] = split(trace.active_counts(population.name).reshape(-1), sizes)
     shape = (trace.samples, trace.steps, n_cores)
     return CoreCounts(
         samples=trace.samples,
@@ -362,5 +362,8 @@ def _check_belongs(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> None:
         raise SpikeportError(f"the {trace.backend} trace counts no active neurons; use one of the `events` backend.")
     for population in graph.populations:
         active = trace.active[population.name]
-        if active.shape != (trace.samples, trace.steps) or active.min() < 0 or active.max() > population.size:
+        if (
+            active.shape != trace.packed[population.name].shape
+            or trace.active_counts(population.name).max() > population.size
+        ):
             raise SpikeportError(f"the {trace.backend} trace counts more active neurons than {population.name} has.")

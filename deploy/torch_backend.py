@@ -44,7 +44,7 @@ def run(
             packed[name].append(pack(array.reshape(*array.shape[:2], -1)))
         for name, spikes in run_.spikes.items():
             packed[name].append(pack(spikes.flatten(2).cpu().numpy()))
-            active[name].append(run_.active[name].cpu().numpy())
+            active[name].append(pack(run_.active[name].flatten(2).cpu().numpy()))
             if record:
                 for key, values in (("a", run_.currents), ("u", run_.u), ("v", run_.v)):
                     states[name][key].append(values[name].flatten(2).cpu().numpy())

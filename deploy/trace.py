@@ -15,7 +15,7 @@ from spikeport.models.files import read_arrays, write_arrays
 from spikeport.models.readouts import decide
 
 FORMAT = "spikeport-trace"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(eq=False)
@@ -29,7 +29,7 @@ class Trace:
         sizes: neurons of each population, in graph order.
         packed: per population, uint8 (samples, steps, ceil(size / 8)), `numpy.packbits` over the flat neuron index.
         synops: per projection, int64 (samples, steps): synaptic operations counted while running; may be empty.
-        active: per population, int64 (samples, steps): neurons whose state or input was not zero; may be empty.
+        active: per population, packed as the spikes: neurons that had a state, an input or a bias; may be empty.
         states: per population, {"u": ..., "v": ...} int64 (samples, steps, size) where asked for; v after reset.
         seconds: wall time of the run.
     """
@@ -53,6 +53,11 @@ class Trace:
     def spike_counts(self, population: str) -> np.ndarray:
         """Spikes of a population by sample and step, int64 (samples, steps)."""
         counts: np.ndarray = np.bitwise_count(self.packed[population]).sum(axis=-1, dtype=np.int64)
+        return counts
+
+    def active_counts(self, population: str) -> np.ndarray:
+        """Active neurons of a population by sample and step, int64 (samples, steps)."""
+        counts: np.ndarray = np.bitwise_count(self.active[population]).sum(axis=-1, dtype=np.int64)
         return counts
 
     def head(self, samples: int) -> "Trace":
@@ -113,11 +118,11 @@ class Trace:
         extent = (int(self.samples), int(self.steps))
         if set(self.packed) != set(self.sizes):
             raise ValueError("not every population has spikes")
-        for name, size in self.sizes.items():
-            array = self.packed[name]
-            if array.shape != (*extent, -(-size // 8)) or array.dtype != np.uint8:
-                raise ValueError(f"spikes of {name!r} have shape {array.shape} and type {array.dtype}")
-        for name, array in (self.synops | self.active).items():
+        for what, bits in (("spikes", self.packed), ("active neurons", self.active)):
+            for name, array in bits.items():
+                if array.shape != (*extent, -(-self.sizes[name] // 8)) or array.dtype != np.uint8:
+                    raise ValueError(f"{what} of {name!r} have shape {array.shape} and type {array.dtype}")
+        for name, array in self.synops.items():
             if array.shape != extent:
                 raise ValueError(f"counts of {name!r} have shape {array.shape}")
 

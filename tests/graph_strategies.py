@@ -233,7 +233,7 @@ def _members(operator: Operator) -> list[list[int]]:
 class PlainRun:
     """What every neuron did. Arrays by name, int64.
 
-    spikes, a, u, v: by population, (samples, steps, size); v after reset. active: by population, (samples, steps).
+    spikes, a, u, v: by population, (samples, steps, size); v after reset, active 0 or 1.
     synops: by projection, (samples, steps). wrapped, saturated: neuron-steps in which u wrapped and v saturated.
     """
 
@@ -263,7 +263,7 @@ def simulate_plainly(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> Plai
         by_population(),
         by_population(),
         by_population(),
-        {p.name: table() for p in graph.populations},
+        by_population(),
         {p.name: table() for p in graph.projections},
     )
     matrices = {p.name: explicit_matrix(p.operator) for p in graph.projections}
@@ -300,7 +300,7 @@ def _advance(run: PlainRun, population: Population, sample: int, t: int, index: 
 
     u, v = (int(state[name][sample, t - 1, index]) if t else 0 for state in (run.u, run.v))
     bias = _shift(own(neuron.bias_mant), own(neuron.bias_exp))
-    run.active[name][sample, t] += bool(u or v or a or bias)
+    run.active[name][sample, t, index] = bool(u or v or a or bias)
     u = _decayed(u, 4096 - (own(neuron.du) + neuron.ds_offset)) + (a << 6)
     wrapped = u
     if wrapped > 2**23:

@@ -456,7 +456,7 @@ def test_a_process_graph_is_no_trace(tmp_path: Path) -> None:
 
 GOOD_HEADER = {
     "format": "spikeport-trace",
-    "version": 1,
+    "version": 2,
     "backend": "torch",
     "graph": "0" * 16,
     "samples": 2,
@@ -464,7 +464,7 @@ GOOD_HEADER = {
     "sizes": {"out": 9},
     "seconds": 0.5,
 }
-GOOD_ARRAYS = {"spikes.out": np.zeros((2, 3, 2), np.uint8), "active.out": np.zeros((2, 3), np.int64)}
+GOOD_ARRAYS = {"spikes.out": np.zeros((2, 3, 2), np.uint8), "active.out": np.zeros((2, 3, 2), np.uint8)}
 
 
 def test_the_file_that_the_faults_are_planted_in_is_good(tmp_path: Path) -> None:
@@ -476,18 +476,18 @@ def test_the_file_that_the_faults_are_planted_in_is_good(tmp_path: Path) -> None
     ("header", "arrays"),
     [
         ([], GOOD_ARRAYS),
-        (GOOD_HEADER | {"version": 2}, GOOD_ARRAYS),
+        (GOOD_HEADER | {"version": 1}, GOOD_ARRAYS),
         ({key: value for key, value in GOOD_HEADER.items() if key != "samples"}, GOOD_ARRAYS),
         ({key: value for key, value in GOOD_HEADER.items() if key != "sizes"}, GOOD_ARRAYS),
         (GOOD_HEADER | {"sizes": ["out"]}, GOOD_ARRAYS),
         (GOOD_HEADER | {"samples": "many"}, GOOD_ARRAYS),
         (GOOD_HEADER, GOOD_ARRAYS | {"nodot": np.zeros(1)}),
         (GOOD_HEADER, GOOD_ARRAYS | {"other.out": np.zeros(1)}),
-        (GOOD_HEADER, {"active.out": np.zeros((2, 3), np.int64)}),
+        (GOOD_HEADER, {"active.out": np.zeros((2, 3, 2), np.uint8)}),
         (GOOD_HEADER, {"spikes.out": np.zeros((2, 3, 1), np.uint8)}),
         (GOOD_HEADER, {"spikes.out": np.zeros((1, 3, 2), np.uint8)}),
         (GOOD_HEADER, {"spikes.out": np.zeros((2, 3, 2), np.float64)}),
-        (GOOD_HEADER, GOOD_ARRAYS | {"active.out": np.zeros((2, 2), np.int64)}),
+        (GOOD_HEADER, GOOD_ARRAYS | {"active.out": np.zeros((2, 2, 2), np.uint8)}),
     ],
     ids=[
         "a list for a header",
