@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -181,7 +182,12 @@ class ProcessGraph:
         return [node for node in self.inputs if not node.constant]
 
     def fingerprint(self) -> str:
-        """Hex digest over everything that decides the spikes; equal graphs have equal ones."""
+        """Hex digest over everything that decides the spikes; equal graphs have equal ones. Made once: arrays of a
+        graph are not written to."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         header, arrays = _pack(self)
         header = {key: value for key, value in header.items() if key not in ("notes", "name")}
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
@@ -234,6 +240,8 @@ def _check(graph: ProcessGraph) -> None:
                 f"projection {projection.name!r} maps {operator.in_shape} to {operator.out_shape}, but joins "
                 f"{source.name} {source.shape} to {target.name} {target.shape}."
             )
+        if projection.recurrent and isinstance(source, Input):
+            raise GraphError(f"projection {projection.name!r} comes from an input and is marked recurrent.")
         if not projection.recurrent:
             if position[source.name] >= position[target.name]:
                 raise GraphError(f"projection {projection.name!r} runs backwards and is not marked recurrent.")

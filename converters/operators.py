@@ -7,13 +7,14 @@ shared, never expanded to one entry a synapse, and may be floats or integers.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from spikeport.models.errors import GraphError
+
+if TYPE_CHECKING:  # importing torch takes seconds, and the graph and the event simulator do without it
+    import torch
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -41,8 +42,10 @@ class SumPool:
             raise GraphError(f"pooling {self.kernel} does not fit into an input of shape {shape}.")
         return channels, rows, columns
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
         """x: (batch, channels, height, width)."""
+        import torch.nn.functional as F
+
         return F.avg_pool2d(x, self.kernel, self.stride, divisor_override=1)
 
 
@@ -76,7 +79,7 @@ class Operator:
     def n_out(self) -> int:
         return math.prod(self.out_shape)
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
         """x: (batch, *in_shape), a floating dtype -> (batch, *out_shape)."""
         raise NotImplementedError
 
@@ -88,12 +91,24 @@ class Operator:
 
     def fan_out(self) -> np.ndarray:
         """Synapses that leave each source neuron, int64 of shape `in_shape`; zero weights count as synapses."""
+        import torch
+
         structure = self.with_weight(np.ones_like(self.weight, dtype=np.float64))
         out = torch.ones((1, *self.out_shape), dtype=torch.float64)
         return structure.transpose_apply(out)[0].round().to(torch.int64).numpy()
 
-    def transpose_apply(self, y: torch.Tensor) -> torch.Tensor:
+    def fan_in(self) -> np.ndarray:
+        """Synapses into each target neuron, int64 (n_out,); zero weights count as synapses."""
+        import torch
+
+        structure = self.with_weight(np.ones_like(self.weight, dtype=np.float64))
+        total = structure.apply(torch.ones((1, *self.in_shape), dtype=torch.float64))[0]
+        return total.flatten().round().to(torch.int64).numpy()
+
+    def transpose_apply(self, y: "torch.Tensor") -> "torch.Tensor":
         """The transposed map: (batch, *out_shape) -> (batch, *in_shape)."""
+        import torch
+
         x = torch.zeros((y.shape[0], *self.in_shape), dtype=y.dtype, requires_grad=True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.apply(x), x, y)
@@ -101,9 +116,7 @@ class Operator:
 
     def magnitude_bound(self) -> float:
         """Largest possible |sum of weights into one neuron| for binary inputs; graded inputs scale it."""
-        absolute = self.with_weight(np.abs(self.weight).astype(np.float64))
-        with torch.no_grad():
-            return float(absolute.apply(torch.ones((1, *self.in_shape), dtype=torch.float64)).max())
+        raise NotImplementedError
 
     def n_synapses(self) -> int:
         """Synapses (connections), however few weights they share."""
@@ -114,13 +127,28 @@ class Operator:
         pool = None if self.pool is None else [list(self.pool.kernel), list(self.pool.stride)]
         return {"kind": self.kind, "in_shape": list(self.in_shape), "pool": pool}
 
-    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def _pooled_inputs(self) -> int:
+        """Source neurons that count into one pooled cell."""
+        return math.prod(self.pool.kernel) if self.pool else 1
+
+    def _pooled(self, x: "torch.Tensor") -> "torch.Tensor":
         return self.pool.apply(x) if self.pool else x
 
 
-def _tensor(weight: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+def _sizes(weight: np.ndarray, axis: int | tuple[()] = ()) -> np.ndarray:
+    """Sums of |weight| along an axis (of none: |weight| itself), float64. The sizes take no second array of weights."""
+    positive = np.maximum(weight, 0).sum(axis=axis, dtype=np.float64)
+    negative = np.minimum(weight, 0).sum(axis=axis, dtype=np.float64)
+    difference: np.ndarray = positive - negative
+    return difference
+
+
+def _tensor(weight: np.ndarray, like: "torch.Tensor") -> "torch.Tensor":
     if not weight.flags.writeable or any(stride < 0 for stride in weight.strides):
         weight = weight.copy()  # torch cannot share such memory
+    import torch
+
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
 
 
@@ -146,9 +174,12 @@ class Dense(Operator):
     def out_shape(self) -> Shape:
         return self.shape_out or (int(self.weight.shape[0]),)
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
         flat = self._pooled(x).flatten(1) @ _tensor(self.weight, x).T
         return flat.reshape(-1, *self.out_shape)
+
+    def magnitude_bound(self) -> float:
+        return float(_sizes(self.weight, 1).max(initial=0)) * self._pooled_inputs
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"out_shape": list(self.out_shape)}
@@ -194,9 +225,24 @@ class Conv2d(Operator):
         ]
         return (int(self.weight.shape[0]), size[0], size[1])
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
+        import torch.nn.functional as F
+
         weight = _tensor(self.weight, x)
         return F.conv2d(self._pooled(x), weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def magnitude_bound(self) -> float:
+        """Over the targets: those near an edge lack the kernel's rows and columns that lie in the padding."""
+        sizes = _sizes(self.weight, 1)
+        sums = np.einsum("yk,okl,xl->oyx", self._taps(0), sizes, self._taps(1), optimize=True)
+        return float(sums.max()) * self._pooled_inputs
+
+    def _taps(self, axis: int) -> np.ndarray:
+        """Which kernel places along an axis lie inside the image, 0.0 or 1.0: the different rows of (out, kernel)."""
+        first = np.arange(self.out_shape[1 + axis]) * self.stride[axis] - self.padding[axis]
+        place = first[:, None] + np.arange(self.weight.shape[2 + axis]) * self.dilation[axis]
+        inside = (place >= 0) & (place < self.pooled_shape[1 + axis])
+        return np.unique(inside, axis=0).astype(np.float64)
 
     def describe(self) -> dict[str, Any]:
         geometry = {
@@ -233,11 +279,16 @@ class Sparse(Operator):
     def out_shape(self) -> Shape:
         return self.shape_out
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
         indices = torch.as_tensor(np.stack([self.source, self.target]), device=x.device)
         terms = x.flatten(1)[:, indices[0]] * _tensor(self.weight, x)
         out = torch.zeros((x.shape[0], self.n_out), dtype=x.dtype, device=x.device)
         return out.index_add(1, indices[1], terms).reshape(-1, *self.shape_out)
+
+    def magnitude_bound(self) -> float:
+        return float(np.bincount(self.target, _sizes(self.weight)).max(initial=0))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"out_shape": list(self.shape_out)}
@@ -259,8 +310,11 @@ class OneToOne(Operator):
     def out_shape(self) -> Shape:
         return self.in_shape
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
         return (x.flatten(1) * _tensor(self.weight, x)).reshape(-1, *self.in_shape)
+
+    def magnitude_bound(self) -> float:
+        return float(_sizes(self.weight).max(initial=0))
 
 
 def operator_from(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Operator:

@@ -100,7 +100,10 @@ class Trace:
         """Read a trace written by `save`."""
         header, arrays = read_arrays(path, "spikeport simulate")
         if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, FORMAT_VERSION):
-            raise SpikeportError(f"{path} is not a trace of version {FORMAT_VERSION}.")
+            raise SpikeportError(
+                f"{path} is not a trace of version {FORMAT_VERSION}. Run the stage that writes it again: "
+                "`spikeport train` for the float trace, `spikeport simulate` for the others."
+            )
         groups: dict[str, dict[str, np.ndarray]] = {"spikes": {}, "synops": {}, "active": {}}
         try:
             for key, array in arrays.items():

@@ -91,7 +91,7 @@ def test_torch_and_events_do_what_the_plain_model_does(graph: ProcessGraph, seed
 @given(graphs(populations=4), SEEDS)
 @settings(max_examples=20)
 def test_torch_and_events_agree_over_many_samples(graph: ProcessGraph, seed: int) -> None:
-    inputs = random_inputs(graph, seed, samples=event_simulator.CHUNK + 5)
+    inputs = random_inputs(graph, seed, samples=event_simulator.MOST_SAMPLES + 5)
     torch_trace = torch_backend.run(graph, inputs, device="cpu")
     event_trace = event_simulator.run(graph, inputs, threads=2)
     assert_same(graph, torch_trace, event_trace)
@@ -217,7 +217,7 @@ def test_events_do_not_depend_on_threads_and_chunks(threads: int, chunk: int, mo
     graph = random_graph(11, populations=4, steps=5)
     inputs = random_inputs(graph, 1, samples=11)
     expected = event_simulator.run(graph, inputs, threads=1)
-    monkeypatch.setattr(event_simulator, "CHUNK", chunk)
+    monkeypatch.setattr(event_simulator, "MOST_SAMPLES", chunk)
     done: list[int] = []
     trace = event_simulator.run(graph, inputs, threads=threads, progress=done.append)
     assert_same(graph, expected, trace)
