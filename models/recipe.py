@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -84,10 +84,17 @@ class QuantizationSection(_Section):
 
 
 class ChipSection(_Section):
-    """[chip]: a built-in chip by name or the path of a chip file; `compare` is the second set of constants."""
+    """[chip]: a built-in chip by name or the path of a chip file; `compare` is the second set of constants.
+
+    timing: the model of `docs/chip-timing.md` that the first `timing_samples` test samples are timed under.
+    pins: the cores of a population, by its name; core i of chip k has the number k * (cores of a chip) + i.
+    """
 
     name: str = "loihi"
     compare: str | None = "loihi-sanafe"
+    timing: Literal["simple", "cycle"] = "cycle"
+    timing_samples: int = Field(default=256, gt=0)
+    pins: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
 
 
 class CheckSection(_Section):

@@ -1,20 +1,20 @@
 """Mapping against a brute-force count of synapses, input lists and axons, and what it refuses."""
 
-import itertools
 import json
 import math
 import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Sparse, SumPool
 from spikeport.deploy.chip import Chip, load_chip
-from spikeport.deploy.mapping import Mapping, map_network, place
-from spikeport.models.errors import DoesNotFitError, SpikeportError
+from spikeport.deploy.mapping import Mapping, map_network, placement_hops
+from spikeport.deploy.placement import Traffic, place_cores, snake_fill, traffic, weighted_hops
+from spikeport.models.errors import ChipError, DoesNotFitError, SpikeportError
 
 ZERO = np.int64(0)
 NEURON = LoihiNeuron(ZERO, ZERO, np.int64(100), ZERO, ZERO)
@@ -228,12 +228,12 @@ def test_a_second_chip_is_used_where_one_is_too_small() -> None:
     assert mapping.tile_positions()[:, 0].max() >= 2
 
 
-def test_placement_walks_from_tile_to_neighbouring_tile() -> None:
+def test_the_snake_fill_walks_from_tile_to_neighbouring_tile() -> None:
     chip = load_chip("loihi")
-    places = place(chip.cores, chip)
-    assert len({core for _, core, _, _ in places}) == chip.cores
-    steps = [abs(a[2] - b[2]) + abs(a[3] - b[3]) for a, b in itertools.pairwise(places)]
-    assert max(steps) == 1
+    places = snake_fill(chip.cores, chip)
+    assert sorted(places) == list(range(chip.cores))
+    y, x = np.divmod(places // chip.cores_per_tile, chip.mesh.columns)
+    assert max(abs(np.diff(x)) + abs(np.diff(y))) == 1
 
 
 def test_a_recurrent_population_is_cut_under_its_own_output_axons() -> None:
@@ -320,3 +320,243 @@ def test_long_delays_and_wide_weights_are_refused() -> None:
     )
     with pytest.raises(DoesNotFitError, match=r"'wait' .* 70 steps; 'loihi' allows 62 \(8 too many\)"):
         map_network(slow, load_chip("loihi"))
+
+
+# --- Placement
+
+
+def random_chain(seed: int) -> ProcessGraph:
+    """A few layers of random kinds and sizes, some pooled, some recurrent."""
+    rng = np.random.default_rng(seed)
+
+    def weights(*shape: int) -> np.ndarray:
+        return 2 * rng.integers(-128, 128, shape)
+
+    shape: tuple[int, ...] = (int(rng.integers(1, 4)), int(rng.integers(6, 14)), int(rng.integers(6, 14)))
+    layers: list[Operator] = []
+    for _ in range(int(rng.integers(1, 4))):
+        pool = SumPool((2, 2), (2, 2)) if min(shape[1:]) >= 6 and rng.random() < 0.3 else None
+        layers.append(Conv2d(shape, weights(int(rng.integers(1, 9)), shape[0], 3, 3), pool, padding=(1, 1)))
+        shape = layers[-1].out_shape
+    for n in rng.integers(1, 60, size=int(rng.integers(1, 3))):
+        layers.append(Dense(shape, weights(int(n), math.prod(shape))))
+        shape = (int(n),)
+    loop = Dense(shape, weights(math.prod(shape), math.prod(shape))) if rng.random() < 0.3 else None
+    return chain(*layers, recurrent=loop)
+
+
+def places_of(mapping: Mapping, chip: Chip) -> np.ndarray:
+    return np.array([core.chip * chip.cores + core.core for core in mapping.cores])
+
+
+def check_placement(graph: ProcessGraph, chip: Chip, mapping: Mapping) -> None:
+    """Limits, one core a place, the smallest number of tiles, and no more hops than other placements take."""
+    limits = chip.limits.items()
+    assert all(core.use[name] <= limit for core in mapping.cores for name, limit in limits.items())
+    places = places_of(mapping, chip)
+    assert len(set(places.tolist())) == len(places)
+    assert all(0 <= core.core < chip.cores and core.chip < chip.max_chips for core in mapping.cores)
+    for core in mapping.cores:
+        assert core.core // chip.cores_per_tile == core.tile_y * chip.mesh.columns + core.tile_x
+    assert mapping.tiles == -(-len(places) // chip.cores_per_tile)
+    assert mapping.chips == -(-len(places) // chip.cores)
+    assert [core.population for core in mapping.cores] == sorted(
+        (core.population for core in mapping.cores), key=[entry.name for entry in graph.populations].index
+    )
+    hops = placement_hops(graph, mapping, chip)
+    assert hops.placed <= hops.greedy
+    assert hops.placed <= hops.random
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.sampled_from([(3, 2), (8, 4), (1, 9)]), st.integers(6, 60))
+@settings(max_examples=25)
+def test_a_placement_keeps_the_limits_and_takes_no_more_hops_than_others(
+    seed: int, per_tile: int, mesh: tuple[int, int], neurons: int
+) -> None:
+    chip = small(mesh=mesh, max_chips=90, neurons=neurons).model_copy(update={"cores_per_tile": per_tile})
+    graph = random_chain(seed)
+    check_placement(graph, chip, map_network(graph, chip))
+
+
+@pytest.mark.parametrize("name", ["loihi", "loihi2"])
+def test_the_mnist_net_is_placed_with_fewer_hops_than_in_order(name: str) -> None:
+    graph, chip = mnist_net(), load_chip(name)
+    mapping = map_network(graph, chip)
+    check_placement(graph, chip, mapping)
+    hops = placement_hops(graph, mapping, chip)
+    if len(mapping.cores) > 8:
+        assert hops.placed < 0.8 * hops.greedy
+
+
+def test_a_network_over_several_chips_is_placed_on_as_few_as_hold_it() -> None:
+    graph, chip = mnist_net(), small(mesh=(2, 1), max_chips=6)
+    mapping = map_network(graph, chip)
+    assert mapping.chips == 4
+    check_placement(graph, chip, mapping)
+
+
+def test_weighted_hops_equal_a_count_packet_by_packet() -> None:
+    graph, chip = random_chain(7), small(mesh=(3, 2), max_chips=9, neurons=20)
+    mapping = map_network(graph, chip)
+    at = mapping.tile_positions()
+    core_of = {entry.name: mapping.core_of_neurons(entry) for entry in graph.populations}
+    hops = 0
+    for projection in graph.projections:
+        reached = {
+            (source, int(core_of[projection.target][target]))
+            for source, _, target, _ in synapses_of(projection.operator)
+        }
+        for source, core in reached:
+            home = at[core_of[projection.source][source]] if projection.source in core_of else mapping.input_tile
+            hops += int(abs(at[core] - home).sum())
+    assert placement_hops(graph, mapping, chip).placed == hops > 0
+
+
+def test_a_placement_is_the_same_every_time() -> None:
+    graph, chip = mnist_net(), load_chip("loihi")
+    assert map_network(graph, chip).to_json() == map_network(graph, chip).to_json()
+
+
+def test_firing_rates_weigh_the_packets() -> None:
+    graph, chip = mnist_net(), load_chip("loihi")
+    mapping = map_network(graph, chip)
+    core_of = {entry.name: mapping.core_of_neurons(entry) for entry in graph.populations}
+    n = len(mapping.cores)
+    once, rated = traffic(graph, core_of, n), traffic(graph, core_of, n, {"in": 0.25, "p1": 0.5})
+    from_p1 = np.isin(once.source, mapping.cores_of("p1"))
+    np.testing.assert_array_equal(rated.host, 0.25 * once.host)
+    np.testing.assert_array_equal(rated.packets, np.where(from_p1, 0.5, 1.0) * once.packets)
+
+
+def ring(n: int) -> Traffic:
+    """Cores that each send to the next one."""
+    at = np.arange(n, dtype=np.int64)
+    return Traffic(np.where(at == 0, 1.0, 0.0), at, (at + 1) % n, np.ones(n))
+
+
+def test_a_ring_of_cores_is_laid_as_a_ring_of_tiles() -> None:
+    chip = small(mesh=(4, 4)).model_copy(update={"cores_per_tile": 1})
+    places = place_cores(ring(12), chip, np.arange(12) / 12)
+    assert weighted_hops(ring(12), places, chip) == 12  # one hop each, the first one at the input tile
+
+
+def test_a_thousand_cores_are_placed_within_ten_seconds() -> None:
+    chip = load_chip("loihi")
+    place_cores(ring(8), chip, np.zeros(8))  # compiles the kernels
+    for n, seconds in ((128, 1), (1000, 10)):
+        rng = np.random.default_rng(n)
+        source, target = np.divmod(np.unique(rng.integers(0, n * n, 30 * n)), n)
+        packets = Traffic(rng.random(n), source, target, rng.random(len(source)))
+        began = time.process_time()
+        places = place_cores(packets, chip, np.arange(n) / n)
+        assert time.process_time() - began < seconds
+        assert weighted_hops(packets, places, chip) < weighted_hops(packets, snake_fill(n, chip), chip)
+
+
+# --- Pins
+
+
+def test_a_pinned_population_lies_on_its_cores_in_order() -> None:
+    graph, chip = mnist_net(), load_chip("loihi")
+    pins = {"p3": [7, 200, 5], "p4": [64]}
+    mapping = map_network(graph, chip, pins)
+    for name, cores in pins.items():
+        assert [places_of(mapping, chip)[index] for index in mapping.cores_of(name)] == cores
+    assert mapping.chips == 2
+    assert len(set(places_of(mapping, chip).tolist())) == len(mapping.cores)
+    parts = [mapping.cores[index].neurons for index in mapping.cores_of("p3")]
+    assert np.concatenate(parts).tolist() == list(range(300))
+    hops = placement_hops(graph, mapping, chip, pins)
+    assert hops.placed <= min(hops.greedy, hops.random)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5))
+@settings(max_examples=20)
+def test_pins_leave_the_limits_and_the_others_cores_alone(seed: int, n: int) -> None:
+    graph, chip = random_chain(seed), small(mesh=(3, 3), max_chips=40, neurons=40)
+    plain = map_network(graph, chip)
+    name = plain.cores[seed % len(plain.cores)].population
+    spread = min(len(plain.cores_of(name)) + n, graph.population(name).size)
+    cores = np.random.default_rng(seed).permutation(3 * chip.cores)[:spread].tolist()
+    mapping = map_network(graph, chip, {name: cores})
+    assert [places_of(mapping, chip)[index] for index in mapping.cores_of(name)] == cores
+    assert len(set(places_of(mapping, chip).tolist())) == len(mapping.cores)
+    assert all(core.use[key] <= limit for core in mapping.cores for key, limit in chip.limits.items().items())
+    assert all(len(mapping.core_of_neurons(entry)) == entry.size for entry in graph.populations)
+    hops = placement_hops(graph, mapping, chip, {name: cores})
+    assert hops.placed <= hops.greedy
+
+
+@pytest.mark.parametrize(
+    ("pins", "words"),
+    [
+        ({"dense": [0]}, r"no population 'dense' \(did you mean 'p2'|no population 'dense'"),
+        ({"p1": [4096]}, r"'p1' is pinned to core 4096; 'loihi' has the cores 0\.\.4095 \(32 chips of 128"),
+        ({"p1": [-1]}, r"core -1; 'loihi' has the cores 0\.\.4095"),
+        ({"p1": [3], "p4": [1, 3]}, r"core 3 is pinned twice, to 'p1' and to 'p4'"),
+        ({"p1": [3, 3]}, r"core 3 is pinned twice, to 'p1' and to 'p1'"),
+        ({"p4": list(range(11))}, r"'p4' has 10 neurons and is pinned to 11 cores; pin it to at most 10"),
+        ({"p4": []}, r"'p4' is pinned to no core"),
+    ],
+)
+def test_wrong_pins_are_refused(pins: dict[str, list[int]], words: str) -> None:
+    with pytest.raises(ChipError, match=words) as error:
+        map_network(mnist_net(), load_chip("loihi"), pins)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_a_population_too_large_for_its_pinned_cores_says_how_many_would_do() -> None:
+    with pytest.raises(
+        DoesNotFitError, match=r"'p3' .*on the 1 core that it is pinned to, .* needs \d+ synaptic"
+    ) as error:
+        map_network(mnist_net(), load_chip("loihi"), {"p3": [9]})
+    assert "; 2 cores would do." in str(error.value)
+    graph = chain(OneToOne((100,), np.ones(100, dtype=np.int64)))
+    with pytest.raises(
+        DoesNotFitError, match=r"2 cores .* 50 neurons, a core has 10 \(40 too many\); 10 cores would do"
+    ):
+        map_network(graph, small(neurons=10), {"p1": [0, 1]})
+
+
+# --- All that does not fit
+
+
+def test_all_that_does_not_fit_is_listed() -> None:
+    graph = chain(Dense((50,), 2 * np.arange(100).reshape(2, 50)), Dense((2,), np.full((3, 2), 300)), message_bits=8)
+    with pytest.raises(DoesNotFitError) as error:
+        map_network(graph, small(synaptic_words=20, axons_in=30))
+    first, title, *rows = str(error.value).splitlines()
+    assert "input 'in' carries graded spikes of 8 bits; those of 'loihi' carry 1 (7 too many)." in first
+    assert title == "In all, this does not fit:"
+    assert [" ".join(row.split()) for row in rows] == [
+        "what where limit needed available too many",
+        "input 'in' spikes bits 8 1 7",
+        "projection 'to-p2' weights magnitude 300 255 45",
+        "population 'p1' neuron 0 alone synaptic words 50 20 30",
+        "population 'p1' neuron 0 alone axons in 50 30 20",
+    ]
+
+
+# --- The file
+
+
+def test_a_mapping_file_stays_small() -> None:
+    operator = Conv2d((1, 64, 64), 2 * np.arange(16 * 9).reshape(16, 1, 3, 3) % 200, padding=(1, 1))
+    mapping = map_network(chain(operator), load_chip("loihi2"))
+    assert len(json.dumps(mapping.to_json())) < 40 * 4096
+    again = Mapping.from_json(mapping.to_json())
+    for one, two in zip(again.cores, mapping.cores, strict=True):
+        np.testing.assert_array_equal(one.neurons, two.neurons)
+
+
+@pytest.mark.slow
+def test_a_million_neurons_are_mapped_within_a_minute() -> None:
+    rng = np.random.default_rng(0)
+    graph = chain(
+        Conv2d((2, 128, 128), 2 * rng.integers(-128, 128, (64, 2, 3, 3)), padding=(1, 1)),
+        Conv2d((64, 128, 128), 2 * rng.integers(-128, 128, (16, 64, 3, 3)), padding=(1, 1)),
+    )
+    began = time.process_time()
+    mapping = map_network(graph, load_chip("loihi"))
+    assert time.process_time() - began < 60
+    assert sum(len(core.neurons) for core in mapping.cores) == 80 * 128 * 128

@@ -241,6 +241,16 @@ def test_a_value_out_of_range_is_named(section: str, line: str) -> None:
     refused(with_line(section, line), f"{section}.{key} = " if section else f"{key} = ")
 
 
+def test_pins_are_core_numbers_by_population() -> None:
+    recipe = parse_recipe(with_line("chip.pins", "dense1 = [4, 130]"), "mine.toml")
+    assert recipe.chip.pins == {"dense1": [4, 130]}
+    assert recipe.chip.name == "loihi"
+    assert parse_recipe(MINIMAL, "mine.toml").chip.pins == {}
+    refused(with_line("chip.pins", "dense1 = [-4]"), "chip.pins.dense1.0 = -4")
+    refused(with_line("chip.pins", 'dense1 = "4"'), "chip.pins.dense1 = '4'")
+    refused(with_line("chip.pins", "dense1 = [1.5]"), "chip.pins.dense1.0 = 1.5")
+
+
 @pytest.mark.parametrize(
     "text",
     ["name =", "name = 'a'\nname = 'b'", "[data", "= 3", 'name = "a\nb"', "a = 1 b = 2", "\x00", "[data]\n[data]"],
