@@ -5,13 +5,17 @@ and whole multiples of `tick_ns`, because timing counts in integer ticks. Nothin
 """
 
 import difflib
+import hashlib
 import math
+import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from spikeport.deploy.toml_lines import Place, key_lines, line_of
 from spikeport.models.errors import ChipError
 
 CHIP_FOLDER = Path(__file__).parent / "chips"
@@ -29,6 +33,14 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class _WrongAt(ValueError):
+    """A value that contradicts others; `place` is that of its key, from the model down that finds it."""
+
+    def __init__(self, reason: str, *place: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
 class Quantity(_Model):
     """One figure with its band and its provenance."""
 
@@ -41,7 +53,7 @@ class Quantity(_Model):
     @model_validator(mode="after")
     def _band_holds_value(self) -> Self:
         if not self.low <= self.value <= self.high:
-            raise ValueError(f"the value {self.value} lies outside its band {self.low}..{self.high}")
+            raise _WrongAt(f"{self.value} lies outside its band {self.low}..{self.high}", "value")
         return self
 
 
@@ -159,8 +171,10 @@ class Barrier(_Model):
     @model_validator(mode="after")
     def _tiles_rise(self) -> Self:
         tiles = [point.tiles for point in self.points]
-        if sorted(set(tiles)) != tiles:
-            raise ValueError("the points must rise in tiles")
+        for index, (before, after) in enumerate(pairwise(tiles), 1):
+            if after <= before:
+                reason = f"the points must rise in tiles; {after} follows {before}"
+                raise _WrongAt(reason, "points", str(index), "tiles")
         return self
 
     def at(self, tiles: int) -> Quantity:
@@ -192,8 +206,8 @@ class Network(_Model):
     """Links and buffers between the cores (`docs/chip-timing.md`). Buffers are counted in packets.
 
     link_ns: how long one packet takes a link before the next may follow; what a packet needs to cross it is in
-    `events`. link_packets: input buffer of a router, one a neighbour. send_packets: buffer in which a core's packets wait
-    for its router. queue_packets: queue of packets in front of a core's synapses.
+    `events`. link_packets: input buffer of a router, one a neighbour. send_packets: buffer in which a core's packets
+    wait for its router. queue_packets: queue of packets in front of a core's synapses.
     """
 
     link_ns: Quantity
@@ -227,6 +241,11 @@ class Chip(_Model):
         """Neurocores of one chip."""
         return self.mesh.columns * self.mesh.rows * self.cores_per_tile
 
+    @property
+    def digest(self) -> str:
+        """Hex digest over everything in the file: chips of one name may differ."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
     def event(self, name: str) -> EventCost:
         """Cost of one event by its name in `Events`."""
         cost: EventCost = getattr(self.events, name)
@@ -252,11 +271,18 @@ class Chip(_Model):
         times |= {f"barrier.points.{i}.time_ns": point.time_ns.value for i, point in enumerate(self.barrier.points)}
         for key, value in times.items():
             if not math.isclose(value / self.tick_ns, round(value / self.tick_ns), rel_tol=0, abs_tol=1e-6):
-                raise ValueError(f"{key} = {value} ns is not a whole number of ticks of {self.tick_ns} ns")
-        if self.input.column >= self.mesh.columns or self.input.row >= self.mesh.rows:
-            raise ValueError(f"the input tile ({self.input.column}, {self.input.row}) lies outside the mesh")
+                reason = f"{value} ns is not a whole number of ticks of {self.tick_ns} ns"
+                raise _WrongAt(reason, *key.split("."), "value")
+        tile, mesh = f"({self.input.column}, {self.input.row})", f"{self.mesh.columns} by {self.mesh.rows} tiles"
+        for key, outside in (
+            ("column", self.input.column >= self.mesh.columns),
+            ("row", self.input.row >= self.mesh.rows),
+        ):
+            if outside:
+                raise _WrongAt(f"the input tile {tile} lies outside the mesh of {mesh}", "input", key)
         if 1 << max(self.synaptic_list.index_bits) < self.limits.neurons:
-            raise ValueError("synaptic_list.index_bits has no width that can number limits.neurons")
+            reason = f"no width can number limits.neurons = {self.limits.neurons}"
+            raise _WrongAt(reason, "synaptic_list", "index_bits")
         return self
 
 
@@ -295,59 +321,86 @@ def chip_file(name_or_path: str | Path) -> Path:
 
 def _read(path: Path) -> Chip:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ChipError(f"chip file {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise ChipError(f"chip file {path} is not valid TOML: {error}.") from None
+        raise ChipError(f"chip file {path} is not UTF-8 text: {error}.") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
+        if at:
+            raise _error(path, int(at[2]), f"not valid TOML: {at[1]} ({at[3]}).") from None
+        raise _error(path, None, f"not valid TOML: {error}.") from None
+    lines = key_lines(text)
     sources = values.pop("sources", {})
     if not isinstance(sources, dict):
-        raise ChipError(f"chip file {path}: sources: must be a table of short names and texts.")
-    _cite(values, sources, path, "")
+        raise _error(path, lines["sources",], "sources: must be a table of short names and texts.")
     try:
+        _cite(values, sources, ())
         return Chip.model_validate(values)
     except ValidationError as error:
-        raise ChipError(f"chip file {path}: {_reason(error)}") from None
+        place, reason = _reason(error, values)
+    except _WrongAt as error:
+        place, reason = error.place, f"{error}."
+    raise _error(path, line_of(lines, place), f"{'.'.join(place)}: {reason}" if place else reason)
 
 
-def _cite(values: Any, sources: dict[str, Any], path: Path, where: str) -> None:
+def _error(path: Path, line: int | None, reason: str) -> ChipError:
+    return ChipError(f"chip file {path}{'' if line is None else f', line {line}'}: {reason}")
+
+
+def _cite(values: Any, sources: dict[str, Any], where: Place) -> None:
     """Replace the short name of each `source` by its text in the file's table [sources]."""
-    if isinstance(values, list):
-        for index, entry in enumerate(values):
-            _cite(entry, sources, path, f"{where}.{index}")
-    if not isinstance(values, dict):
-        return
-    for key, value in values.items():
-        place = f"{where}.{key}".lstrip(".")
+    entries: list[tuple[Any, Any]] = []
+    if isinstance(values, dict | list):
+        entries = list(values.items() if isinstance(values, dict) else enumerate(values))
+    for key, value in entries:
+        place = (*where, str(key))
         if key == "source" and isinstance(value, str):
             if value not in sources:
                 near = difflib.get_close_matches(value, sources, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else "."
-                raise ChipError(f"chip file {path}: {place}: {value!r} is not in the table [sources]{hint}")
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise _WrongAt(f"{value!r} is not in the table [sources]{hint}", *place)
             values[key] = sources[value]
-        _cite(value, sources, path, place)
+        _cite(value, sources, place)
 
 
-def _reason(error: ValidationError) -> str:
-    """One line for the first problem; a wrong key before the missing one that it was meant to be."""
+def _reason(error: ValidationError, values: dict[str, Any]) -> tuple[Place, str]:
+    """Place and reason of the first problem; a wrong key before the missing one that it was meant to be."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    place = [str(part) for part in first["loc"] if part not in ("int", "literal['unpublished']")]
-    key = ".".join(place)
+    places = [_place(problem["loc"], values) for problem in problems]
+    first, place = problems[0], places[0]
     match first["type"]:
         case "extra_forbidden":
             near = difflib.get_close_matches(place[-1], _keys(place[:-1]), 1)
             reason = "unknown key" + (f"; did you mean {near[0]!r}?" if near else ".")
         case "missing":
             reason = "is missing."
+        case "value_error":
+            wrong = first["ctx"]["error"]
+            place, reason = (*place, *getattr(wrong, "place", ())), f"{wrong}."
         case _:
             given = f" (got {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
-            reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ") + given + "."
-    more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
-    return (f"{key}: " if key else "") + reason + more
+            reason = first["msg"].removeprefix("Input ") + given + "."
+    more = len(set(places)) - 1
+    return place, reason + (f" ({more} more problem{'s' * (more > 1)}.)" if more else "")
 
 
-def _keys(place: list[str]) -> list[str]:
+def _place(location: tuple[int | str, ...], values: Any) -> Place:
+    """The part of a Pydantic location that lies in the file; names of a union's types follow it."""
+    place: Place = ()
+    for part in location:
+        if not isinstance(values, dict | list):
+            break
+        place = (*place, str(part))
+        entries = values if isinstance(values, dict) else dict(enumerate(values))
+        values = entries.get(part)
+    return place
+
+
+def _keys(place: Place) -> list[str]:
     """The keys that the schema knows at a place of the file."""
     model: type[BaseModel] = Chip
     for part in place:
