@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava demo test test-slow check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers demo test test-slow check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ $(SETUP): pyproject.toml constraints.txt .ci/setup.sh
 
 setup-lava: $(SETUP) ## second environment in .venv-lava with Lava, where a Python 3.10 can be had
 	@.ci/setup-lava.sh
+
+setup-peers: $(SETUP) ## third environment in .venv-peers with the simulators that ours is compared with
+	@.ci/setup-peers.sh
 
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
@@ -46,5 +49,5 @@ clean: ## remove caches and build output
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## also remove both environments
-	rm -rf .venv .venv-lava .links *.egg-info
+distclean: clean ## also remove the environments
+	rm -rf .venv .venv-lava .venv-peers .links *.egg-info

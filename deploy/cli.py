@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -96,12 +96,14 @@ def train(recipe: str, folder: Path | None) -> None:
     train_stage(place, _progress())
 
 
-@cli.command(short_help="Write NIR, or a bundle for Lava and Loihi hosts.")
+@cli.command(short_help="Write NIR, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
 @FOLDER
-@click.option("--to", "target", type=click.Choice(["nir", "lava"]), default="nir", show_default=True)
+@click.option("--to", "target", type=click.Choice(["nir", "lava", "sanafe"]), default="nir", show_default=True)
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
-def export(folder: Path, target: str, samples: int) -> None:
-    """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts.
+@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
+def export(folder: Path, target: str, samples: int, sample: int) -> None:
+    """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts, or one sample
+    of it on its chip for SANA-FE.
 
     The NIR file is read back and must run to the same spikes.
     """
@@ -110,6 +112,11 @@ def export(folder: Path, target: str, samples: int) -> None:
 
     if target == "nir":
         export_stage(place, _progress())
+    elif target == "sanafe":
+        from spikeport.deploy.sanafe_export import sanafe_stage
+
+        written, chip = sanafe_stage(place, sample)
+        click.echo(f"wrote {written}, with the costs of {chip}")
     else:
         click.echo(f"wrote {bundle_stage(place, samples)}")
 
@@ -126,15 +133,21 @@ def quantize(folder: Path) -> None:
 
 @cli.command(name="map", short_help="Put the network onto the chip; use of each limit.")
 @FOLDER
-def map_(folder: Path) -> None:
-    """Put the quantised network of DIR onto the recipe's chip and print the fullest core against each limit.
+@click.option("--all", "every_core", is_flag=True, help="List every core, however many there are.")
+def map_(folder: Path, every_core: bool) -> None:
+    """Put the quantised network of DIR onto the recipe's chip and print what each core uses of each limit.
 
-    What does not fit is refused with the population, the limit and by how much.
+    Cores are placed so that packets travel few hops; the recipe's table [chip.pins] says where a population lies. What
+    does not fit is refused with every population and limit that is exceeded, and by how much.
     """
     place = _open(folder)
+    progress = _progress()
+    from spikeport.deploy.chip import load_chip
+    from spikeport.deploy.console import show_mapping
     from spikeport.deploy.stages import map_stage
 
-    map_stage(place, _progress())
+    mapping, hops = map_stage(place, progress)
+    show_mapping(progress.console, mapping, load_chip(place.recipe.chip.name), hops, every_core)
 
 
 @cli.command(short_help="Run the test set on torch, events, lava or loihi2.")
@@ -142,17 +155,69 @@ def map_(folder: Path) -> None:
 @click.option(
     "--backend", type=click.Choice(BACKENDS), multiple=True, help="May be repeated [default: torch and events]."
 )
-def simulate(folder: Path, backend: Sequence[str]) -> None:
+@click.option("--gpu-energy", is_flag=True, help="Measure the energy of the torch backend on this machine's GPU.")
+@click.option(
+    "--timing",
+    type=click.Choice(["none", "simple", "cycle"]),
+    help="How to time what `events` ran on the chip [default: the recipe's].",
+)
+@click.option(
+    "--steps",
+    "step_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a table of every chip step and core to this .csv or .parquet file, and one of the steps beside it.",
+)
+@click.option(
+    "--trace",
+    "timeline_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a timeline of the cores to this .json file, which ui.perfetto.dev and Chrome open.",
+)
+def simulate(
+    folder: Path,
+    backend: Sequence[str],
+    gpu_energy: bool,
+    timing: Literal["none", "simple", "cycle"] | None,
+    step_file: Path | None,
+    timeline_file: Path | None,
+) -> None:
     """Run the test set of DIR on one or more backends; writes trace-BACKEND.npz.
 
     torch: exact integers, batched. events: the event simulator, which also counts synaptic operations. lava: Lava's
     bit-accurate models in their own Python 3.10, on the first samples. loihi2: the same bundle on a board.
+
+    What `events` ran is then timed on the mapped chip. simple: sums of each core's work. cycle: every packet through
+    queues, routers and links (docs/chip-timing.md).
     """
     place = _open(folder)
-    from spikeport.deploy.stages import simulate_stage
+    names = backend or ("torch", "events")
+    if "events" not in names and (timing or step_file or timeline_file):
+        raise click.UsageError("--timing, --steps and --trace are about the `events` backend.")
+    if timing == "none" and (step_file or timeline_file):
+        raise click.UsageError("--steps and --trace need a timing model: --timing simple or cycle.")
+    from spikeport.deploy.stages import gpu_stage, simulate_stage, timing_stage
+    from spikeport.deploy.step_table import check_step_file, write_steps
+    from spikeport.deploy.timeline import write_timeline
 
-    for name in backend or ("torch", "events"):
-        simulate_stage(place, name, _progress())
+    if step_file:
+        check_step_file(step_file)
+    progress = _progress()
+    for name in names:
+        simulate_stage(place, name, progress)
+    if gpu_energy:
+        gpu_stage(place, progress)
+    if "events" not in names or timing == "none":
+        return
+    if not place.result_file("mapping").is_file() and not (timing or step_file or timeline_file):
+        progress.say("not timed, as the network is not mapped: run `spikeport map`, then this again")
+        return
+    timed = timing_stage(place, progress, timing)
+    if step_file:
+        by_core, by_step = write_steps(timed, place.mapping(), step_file)
+        progress.say(f"wrote {by_core} (chip steps × cores) and {by_step} (chip steps)")
+    if timeline_file:
+        written = write_timeline(timed, place.mapping(), timeline_file)
+        progress.say(f"wrote {timeline_file}, the first {written:,} of {len(timed.step_ticks):,} chip steps")
 
 
 @cli.command(short_help="Compare the backends, spike for spike.")

@@ -1,21 +1,52 @@
 """What a user sees in the terminal: progress bars while a stage works, and the tables at its end."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from spikeport.deploy.chip import Chip
 from spikeport.deploy.doctor import Finding
 from spikeport.deploy.energy import constants
-from spikeport.deploy.report import count, energy, microseconds, percent, rule_name
+from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.placement import Hops
+from spikeport.deploy.report import core_name, count, energy, microseconds, percent, rule_name, waited_for
 from spikeport.deploy.summary import Cost, Summary
 
+CORES_LISTED = 40
 STATE_STYLE = {"ok": "green", "limited": "yellow", "missing": "red", "note": "blue"}
+
+
+SECONDS_BETWEEN_LINES = 15.0
+"""How often a task with a unit tells how far it is where bars cannot be drawn."""
+
+
+class RateColumn(ProgressColumn):
+    """Units a second of a task that names its unit."""
+
+    def render(self, task: Task) -> Text:
+        speed, unit = task.finished_speed or task.speed, task.fields["unit"]
+        return Text(rate(speed, unit) if speed and unit else "", style="progress.data.speed")
+
+
+def rate(speed: float, unit: str) -> str:
+    """So many units a second; a decimal where there are few."""
+    return f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s"
 
 
 class ConsoleProgress:
@@ -25,20 +56,21 @@ class ConsoleProgress:
         self.console = console
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+    def task(self, title: str, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
+            RateColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         if not self.console.is_terminal:
-            yield self._lines(title)
+            yield self._lines(title, total, unit)
             return
         with Progress(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task(title, total=total, note="")
+            task = bars.add_task(title, total=total, note="", unit=unit)
 
             def advance(done: float, note: str | None = None) -> None:
                 if note is None:
@@ -48,14 +80,23 @@ class ConsoleProgress:
 
             yield advance
 
-    def _lines(self, title: str) -> Callable[..., None]:
-        """Where bars cannot be drawn, each new note (an epoch's result) becomes a line."""
-        last = [""]
+    def _lines(self, title: str, total: int, unit: str) -> Callable[..., None]:
+        """Where bars cannot be drawn, each new note (an epoch's result) becomes a line; a task with a unit tells now
+        and then how far it is."""
+        last, started = "", time.monotonic()
+        told = started
 
         def advance(done: float, note: str | None = None) -> None:
-            if note and note != last[0]:
-                last[0] = note
+            nonlocal last, told
+            now = time.monotonic()
+            if note and note != last:
+                last = note
                 self.say(f"{title}: {note}")
+            elif unit and 0 < done < total and now - told >= SECONDS_BETWEEN_LINES:
+                told = now
+                speed = done / (now - started)
+                left = f"{(total - done) / speed:,.0f} s left"
+                self.say(f"{title}: {done:,.0f} of {total:,} {unit}, {rate(speed, unit)}, {left}")
 
         return advance
 
@@ -93,8 +134,10 @@ def show_summary(console: Console, summary: Summary) -> None:
     dense = summary.reference.dense_macs
     table.add_row("per inference", f"{count(per_inference)} synaptic ops beside {count(dense)} dense MACs")
     chip = summary.chip
-    table.add_row("chip", f"{escape(chip.title)}: {chip.cores_used} of {chip.cores_available} cores, {chip.chips} chip")
-    table.add_row("time", _time_line(summary.cost))
+    chips = "1 chip" if chip.chips == 1 else f"{chip.chips} chips"
+    table.add_row("chip", f"{escape(chip.title)}: {chip.cores_used} of {chip.cores_available} cores, {chips}")
+    table.add_row("time (model)", _time_line(summary.cost))
+    table.add_row("steps wait for", _waits_line(summary))
     table.add_row("energy (model)", _energy_line(summary.cost))
     if summary.other_cost is not None:
         table.add_row("other constants", f"{_energy_line(summary.other_cost)}; {_time_line(summary.other_cost)}")
@@ -104,8 +147,21 @@ def show_summary(console: Console, summary: Summary) -> None:
 
 def _time_line(cost: Cost) -> str:
     ticks = f"{cost.cycles_per_inference:,.0f} ticks of {cost.tick_ns:g} ns"
-    time = microseconds(cost.time_us_per_inference)
-    return f"{ticks} = {time} per inference, latency {microseconds(cost.latency_us)}"
+    each = microseconds(cost.time_us_per_inference)
+    model = f"{cost.timing_model} model, {cost.timing_samples:,} samples"
+    return f"{ticks} = {each} per inference, latency {microseconds(cost.latency_us)} ({model})"
+
+
+def _waits_line(summary: Summary) -> str:
+    """The largest causes of the steps' time, and the core that most steps wait for."""
+    causes = summary.cost.step_time_by_cause
+    whole = sum(causes.values()) or 1.0
+    largest = sorted(causes.items(), key=lambda item: -item[1])[:3]
+    parts = [f"{escape(cause)} {percent(value / whole, 1)}" for cause, value in largest if value > 0]
+    for core in waited_for(summary, 1):
+        name = f"core {core_name(summary, core)} ({escape(core.population)})"
+        parts.append(f"{percent(core.critical_share, 1)} of the steps for {name}")
+    return ", ".join(parts) or "nothing"
 
 
 def _energy_line(cost: Cost) -> str:
@@ -131,6 +187,58 @@ def _layer_table(summary: Summary) -> Table:
     table.caption = "synops: synaptic operations. MACs: dense. error: neuron-steps that quantisation changed."
     table.caption_justify = "left"
     return table
+
+
+def show_mapping(console: Console, mapping: Mapping, chip: Chip, hops: Hops, every_core: bool = False) -> None:
+    """What each core uses of each limit, in the order of populations, and the weighted hops of the placement.
+
+    Of more than CORES_LISTED cores only the fullest one of each population and limit, unless `every_core` asks for all.
+    """
+    limits = chip.limits.items()
+    headings = [name.removeprefix("synaptic_").replace("_", " ") for name in limits]
+    listed = every_core or len(mapping.cores) <= CORES_LISTED
+    table = Table(title=f"{escape(chip.title)}: use of each core", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    if listed:
+        for heading in ("chip", "core", "tile"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("population", no_wrap=True)
+    else:
+        table.title = f"{escape(chip.title)}: fullest core of each population (chip.core)"
+        table.add_column("population", no_wrap=True)
+        table.add_column("cores", justify="right", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if listed:
+        for core in mapping.cores:
+            place = (str(core.chip), str(core.core), f"{core.tile_x},{core.tile_y}", escape(core.population))
+            table.add_row(*place, *(_used(core.use[name], limit) for name, limit in limits.items()))
+    else:
+        for population in mapping.orders:
+            cores = [core for core in mapping.cores if core.population == population]
+            cells = []
+            for name, limit in limits.items():
+                fullest = max(cores, key=lambda core: core.use[name])
+                cells.append(f"{_used(fullest.use[name], limit)}\n[dim]{fullest.chip}.{fullest.core}[/]")
+            table.add_row(escape(population), f"{len(cores):,}", *cells)
+    limit_texts = [
+        f"{limit:,.0f} {heading}" if math.isfinite(limit) else f"{heading}: no limit published"
+        for heading, limit in zip(headings, limits.values(), strict=True)
+    ]
+    console.print(table)
+    more = "" if listed else " `spikeport map --all` lists every core."
+    console.print(f"A core has {', '.join(limit_texts)}.{more}", highlight=False)
+    sizes = {"core": len(mapping.cores), "tile": mapping.tiles, "chip": mapping.chips}
+    on_cores, on_tiles, on_chips = (f"{n:,} {unit}{'' if n == 1 else 's'}" for unit, n in sizes.items())
+    console.print(
+        f"{on_cores} on {on_tiles} of {on_chips}. Weighted hops if every neuron fires once: {hops.placed:,.0f} "
+        f"({hops.greedy:,.0f} filled in order, {hops.random:,.0f} at random).",
+        highlight=False,
+    )
+
+
+def _used(used: int, limit: float) -> str:
+    """A use with its share of the limit."""
+    return f"{used:,} [dim]{used / limit:4.0%}[/]" if math.isfinite(limit) else f"{used:,}"
 
 
 def short(value: float) -> str:

@@ -1,7 +1,7 @@
 """The report's figures: plain functions from a `Summary` and a `Trace` to inline SVG."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch, Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from spikeport.deploy.drawing import (
@@ -32,8 +33,13 @@ from spikeport.deploy.trace import Trace
 _MAX_DASHES = 4000
 _RASTER_ROWS = 240
 _RASTER_INCHES = 9.0
-_CHIP_INCHES = 7.0
-_TILE_GAP = 0.35  # in cores
+_CHIP_INCHES = 7.7
+_CORE_INCHES = 0.65
+_TILE_GAP = 0.5  # in cores
+_LINKS = LinearSegmentedColormap.from_list("links", ["#c9b3d9", "#8c5ba6", "#4a1666"])
+_BUSY = "#7b3f98"
+_GAUGES = ((INK, "neurons used"), (BAR, "memory used"), (_BUSY, "time at work"))
+"""Colours and meanings of a core's gauges, from left to right."""
 
 
 def draw(summary: Summary, trace: Trace | None, sample: int = 0) -> dict[str, str]:
@@ -203,37 +209,110 @@ def synops(summary: Summary, colours: dict[str, str]) -> Figure:
 
 
 def mesh(chip: ChipUse, colours: dict[str, str]) -> Figure:
-    """Where every population lies: tiles of cores in the colour of what they hold, with two fill gauges a core."""
+    """Where every population lies and what is busy: tiles of cores in the colour of what they hold, with gauges of how
+    full and how busy each core is, and between the tiles the links, the wider and darker the more of the time taken."""
     columns, rows = chip.mesh
     side = math.ceil(math.sqrt(chip.cores_per_tile))
     depth = math.ceil(chip.cores_per_tile / side)
     across = 1 if chip.chips == 1 else 2
     down = math.ceil(chip.chips / across)
     wide, tall = columns * (side + _TILE_GAP), rows * (depth + _TILE_GAP)
-    core_inches = min((WIDE - 0.5) / across / wide, _CHIP_INCHES / tall)
+    core_inches = min((WIDE - 0.5) / across / wide, _CHIP_INCHES / tall, _CORE_INCHES)
     numbers = {name: number for number, name in enumerate(colours, start=1)}
     held = [name for name in colours if any(core.population == name for core in chip.cores)]
-    handles = [Patch(color=colours[name], label=f"{numbers[name]}  {label(name, 16)}") for name in held]
-    handles.append(Patch(facecolor="white", edgecolor=PALE, label="unused core"))
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    legend_columns = min(len(handles), int((WIDE - 0.4) / (0.55 + 0.07 * longest)))
-    height = down * (tall * core_inches + 0.45) + 0.22 * math.ceil(len(handles) / legend_columns) + 0.1
+    most = max((share for tile in chip.tiles for share in tile.link_share), default=0.0)
+    names: list[Patch | Line2D] = [
+        Patch(color=colours[name], label=f"{numbers[name]}  {label(name, 16)}") for name in held
+    ]
+    names.append(Patch(facecolor="white", edgecolor=PALE, label="unused core"))
+    keys: list[Patch | Line2D] = [*_gauge_handles(), *_link_handles(most, core_inches)]
+    lines = sum(math.ceil(len(handles) / _legend_columns(handles)) for handles in (names, keys))
+    height = down * (tall * core_inches + 0.45) + 0.2 * lines + 0.2
     figure = Figure(figsize=(WIDE, height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for index, axes in enumerate(panels):
         axes.set_axis_off()
         if index < chip.chips:
-            axes.set_xlim(-0.5, wide)
+            axes.set_xlim(-0.5 - 0.4 * (chip.chips > 1), wide)
             axes.set_ylim(tall, -0.5)
             axes.set_aspect("equal")
             if chip.chips > 1:
                 axes.set_title(f"chip {index}")
-            _chip_panel(axes, chip, index, colours, numbers if core_inches > 0.3 else {})
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=7.5)
+            _chip_panel(axes, chip, index, colours, numbers if core_inches > 0.3 else {}, min(0.5, 1.2 * core_inches))
+            _links_panel(axes, chip, index, most)
+    style: dict[str, Any] = {"fontsize": 7.5, "columnspacing": 1.4, "borderpad": 0.2}
+    figure.legend(handles=names, loc="outside upper center", ncols=_legend_columns(names), **style)
+    figure.legend(handles=keys, loc="outside lower center", ncols=_legend_columns(keys), **style)
     return figure
 
 
-def _chip_panel(axes: Axes, chip: ChipUse, index: int, colours: dict[str, str], numbers: dict[str, int]) -> None:
+def _gauge_handles() -> list[Patch]:
+    return [Patch(facecolor=shade, edgecolor=INK, linewidth=0.5, label=what) for shade, what in _GAUGES]
+
+
+def _link_handles(most: float, core_inches: float) -> list[Line2D]:
+    """Samples of a link that is taken for so much of the time."""
+    if most <= 0:
+        return []
+    return [
+        Line2D(
+            [],
+            [],
+            color=_LINKS(part),
+            lw=72 * core_inches * _shaft(part),
+            solid_capstyle="butt",
+            label=f"link taken {100 * part * most:.3g} %",
+        )
+        for part in (0.1, 0.5, 1.0)
+    ]
+
+
+def _shaft(part: float) -> float:
+    """Width of a link's arrow, in cores, at a part of the busiest link's load."""
+    return 0.04 + 0.2 * part
+
+
+def _legend_columns(handles: Sequence[Patch | Line2D]) -> int:
+    """Columns of a legend: one row where all of it fits."""
+    inches = [0.5 + 0.065 * len(str(handle.get_label())) for handle in handles]
+    return len(handles) if sum(inches) < WIDE - 0.2 else max(1, int((WIDE - 0.2) / max(inches)))
+
+
+def _links_panel(axes: Axes, chip: ChipUse, index: int, most: float) -> None:
+    """An arrow for each link of one chip that carried a packet. Traffic keeps right; those at the chip's left and right
+    edge lead to its neighbours."""
+    columns, _ = chip.mesh
+    side = math.ceil(math.sqrt(chip.cores_per_tile))
+    depth = math.ceil(chip.cores_per_tile / side)
+    arrows, shares = [], []
+    for tile in chip.tiles:
+        on, column = divmod(tile.tile_x, columns)
+        if on != index:
+            continue
+        left, top = column * (side + _TILE_GAP), tile.tile_y * (depth + _TILE_GAP)
+        middle = np.array([left + side / 2, top + depth / 2])
+        for share, ahead in zip(tile.link_share, ((1, 0), (-1, 0), (0, 1), (0, -1)), strict=True):
+            if share > 0:
+                forward = np.array(ahead, dtype=float)
+                right = np.array([-forward[1], forward[0]])
+                start = middle + forward * (np.abs(forward) @ (side, depth) / 2 + 0.05) + 0.22 * right
+                arrows.append(Polygon(_arrow(start, forward, right, _shaft(share / most))))
+                shares.append(share / most)
+    if arrows:
+        axes.add_collection(PatchCollection(arrows, fc=_LINKS(shares), ec="none", zorder=0.9), autolim=False)
+
+
+def _arrow(start: np.ndarray, forward: np.ndarray, right: np.ndarray, wide: float) -> np.ndarray:
+    """Corners of an arrow across the gap between two tiles, whose shaft is so wide."""
+    head, length = 0.16, _TILE_GAP - 0.1
+    along = [0.0, length - head, length - head, length, length - head, length - head, 0.0]
+    aside = [wide / 2, wide / 2, wide / 2 + 0.07, 0.0, -wide / 2 - 0.07, -wide / 2, -wide / 2]
+    return start + np.outer(along, forward) + np.outer(aside, right)
+
+
+def _chip_panel(
+    axes: Axes, chip: ChipUse, index: int, colours: dict[str, str], numbers: dict[str, int], line: float
+) -> None:
     columns, rows = chip.mesh
     side = math.ceil(math.sqrt(chip.cores_per_tile))
     depth = math.ceil(chip.cores_per_tile / side)
@@ -241,7 +320,7 @@ def _chip_panel(axes: Axes, chip: ChipUse, index: int, colours: dict[str, str], 
         (core.tile_x, core.tile_y, core.core % chip.cores_per_tile): core for core in chip.cores if core.chip == index
     }
     tiles, squares, faces, edges = [], [], [], []
-    gauges: dict[str, list[Rectangle]] = {"white": [], INK: [], BAR: []}
+    gauges: dict[str, list[Rectangle]] = {"white": [], **{shade: [] for shade, _ in _GAUGES}}
     small: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "color": GREY}
     for tile_x, tile_y, slot in np.ndindex(columns, rows, chip.cores_per_tile):
         left, top = tile_x * (side + _TILE_GAP), tile_y * (depth + _TILE_GAP)
@@ -250,7 +329,7 @@ def _chip_panel(axes: Axes, chip: ChipUse, index: int, colours: dict[str, str], 
             if tile_y == 0:
                 axes.text(left + side / 2, -0.32, str(tile_x), **small)
             if tile_x == 0:
-                axes.text(-0.32, top + depth / 2, str(tile_y), **small)
+                axes.text(-0.32 - 0.4 * (chip.chips > 1), top + depth / 2, str(tile_y), **small)
         x, y = left + slot % side, top + slot // side
         squares.append(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88))
         core = used.get((tile_x, tile_y, slot))
@@ -259,28 +338,30 @@ def _chip_panel(axes: Axes, chip: ChipUse, index: int, colours: dict[str, str], 
         edges.append(colour)
         if core is None:
             continue
-        for offset, word, held, shade in ((0.5, "neuron", core.neurons, INK), (0.7, "synap", core.synaptic_words, BAR)):
-            available = _available(chip, word)
-            if available:
-                fill = 0.68 * min(held / available, 1.0)
-                gauges["white"].append(Rectangle((x + offset, y + 0.16), 0.16, 0.68))
-                gauges[shade].append(Rectangle((x + offset, y + 0.84 - fill), 0.16, fill))
+        shares = (_filled(chip, "neuron", core.neurons), _filled(chip, "synap", core.synaptic_words), core.busy_share)
+        for offset, (shade, _), share in zip((0.42, 0.59, 0.76), _GAUGES, shares, strict=True):
+            if share is not None:
+                fill = 0.68 * min(share, 1.0)
+                gauges["white"].append(Rectangle((x + offset, y + 0.16), 0.13, 0.68))
+                gauges[shade].append(Rectangle((x + offset, y + 0.84 - fill), 0.13, fill))
         if core.population in numbers:
             text = str(numbers[core.population])
-            axes.text(x + 0.27, y + 0.5, text, ha="center", va="center", fontsize=8, weight="bold")
+            axes.text(x + 0.24, y + 0.5, text, ha="center", va="center", fontsize=8, weight="bold")
     # Collections: one artist a kind, as a full chip has some hundred rectangles, which one by one are slow to draw.
     layers = [
         PatchCollection(tiles, fc="#f4f5f7", ec=PALE, lw=0.7),
         PatchCollection(squares, fc=faces, ec=edges, lw=1.0),
     ]
-    layers += [PatchCollection(shapes, fc=shade, ec=INK, lw=0.5) for shade, shapes in gauges.items() if shapes]
+    layers += [PatchCollection(shapes, fc=shade, ec=INK, lw=line) for shade, shapes in gauges.items() if shapes]
     for order, layer in enumerate(layers, start=1):
         layer.set_zorder(order / 10)
         axes.add_collection(layer, autolim=False)
 
 
-def _available(chip: ChipUse, word: str) -> int | None:
-    return next((limit.available for limit in chip.limits if word in limit.limit.lower()), None)
+def _filled(chip: ChipUse, word: str, used: int) -> float | None:
+    """Share of a limit that is used; None where the chip has no such limit."""
+    available = next((limit.available for limit in chip.limits if word in limit.limit.lower()), None)
+    return used / available if available else None
 
 
 def energy(costs: list[Cost], index: int) -> Figure:

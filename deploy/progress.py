@@ -8,8 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Where stages report."""
 
-    def task(self, title: str, total: int) -> "TaskContext":
-        """A task of `total` units; use as `with progress.task(...) as advance: advance(units done so far)`."""
+    def task(self, title: str, total: int, unit: str = "") -> "TaskContext":
+        """A task of `total` units; use as `with progress.task(...) as advance: advance(units done so far)`.
+
+        Where the plural `unit` is named ("samples"), the rate at which they are done is of interest.
+        """
         ...
 
     def say(self, text: str) -> None:
@@ -29,7 +32,7 @@ class Silent:
     """Says nothing."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+    def task(self, title: str, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
         yield lambda done, note="": None
 
     def say(self, text: str) -> None:

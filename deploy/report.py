@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from spikeport.deploy.drawing import significant
 from spikeport.deploy.figures import draw
-from spikeport.deploy.summary import Cost, Summary
+from spikeport.deploy.summary import CoreUse, Cost, Summary
 from spikeport.deploy.trace import Trace
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import write_text
@@ -52,6 +52,26 @@ PUBLISHED = (
         "lava-dl, pilotnet_snn/benchmark.ipynb",
     ),
 )
+
+
+MODELS = {
+    "simple": "sums of each core's work: a step lasts as long as its slowest unit, the network is free",
+    "cycle": "every packet through queues, routers and links",
+}
+"""The timing models of `docs/chip-timing.md` in a line."""
+
+CAUSES = {
+    "input": "the host sends the input spikes that the step waits for",
+    "messages in": "synapse units look up what arriving packets lead to",
+    "synapses": "synapse units work on synaptic operations",
+    "neurons": "neuron units visit and update their neurons",
+    "spikes out": "neuron units emit spikes and look up where they go",
+    "network": "packets travel, or wait for a router, a link or a synapse unit; neuron units wait for room to send",
+    "barrier": "all cores wait for each other at the end of every step",
+}
+"""What the time of a step goes to, in a line each."""
+
+CORES_LISTED = 256
 
 
 def write_report(summary: Summary, trace: Trace | None, path: Path, sample: int = 0) -> None:
@@ -98,6 +118,13 @@ def render(summary: Summary, trace: Trace | None, sample: int = 0) -> str:
         costs=[summary.cost, *([summary.other_cost] if summary.other_cost else [])],
         constants_of=constants_of,
         published=PUBLISHED,
+        models=MODELS,
+        causes=CAUSES,
+        core_name=core_name,
+        waited_for=waited_for(summary),
+        busiest_link=busiest_link(summary),
+        core_energy={share.name: share for share in summary.cost.by_core},
+        cores_listed=summary.chip.cores[:CORES_LISTED],
     )
 
 
@@ -131,6 +158,32 @@ def rule_name(summary: Summary) -> str:
 def constants_of(cost: Cost) -> str:
     """How the page names a set of constants."""
     return f"{cost.title} ({cost.chip})"
+
+
+def core_name(summary: Summary, core: CoreUse) -> str:
+    """A core's number, with its chip's in front where there are several."""
+    return f"{core.chip}:{core.core}" if summary.chip.chips > 1 else str(core.core)
+
+
+def waited_for(summary: Summary, most: int = 6) -> list[CoreUse]:
+    """The cores that most chip steps waited for, each at least once."""
+    cores = sorted(summary.chip.cores, key=lambda core: -core.critical_share)
+    return [core for core in cores[:most] if core.critical_share > 0]
+
+
+def busiest_link(summary: Summary) -> str:
+    """Which link of the mesh is taken for the largest share of the time; empty where no packet moved on one."""
+    shares = [
+        (share, -tile.tile_y, -tile.tile_x, way)
+        for tile in summary.chip.tiles
+        for share, way in zip(tile.link_share, ("east", "west", "south", "north"), strict=True)
+    ]
+    share, y, x, way = max(shares, default=(0.0, 0, 0, ""))
+    if share <= 0:
+        return ""
+    chip, column = divmod(-x, summary.chip.mesh[0])
+    on = f" of chip {chip}" if summary.chip.chips > 1 else ""
+    return f"the one from tile {column}, {-y}{on} to the {way}, {percent(share, 1)} of the time"
 
 
 def count(value: float) -> str:

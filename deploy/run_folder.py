@@ -1,5 +1,6 @@
 """The run folder: which file each stage reads and writes, and how to get at them."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 
 from spikeport.converters.graph import ProcessGraph
+from spikeport.deploy.chip import Chip
+from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.timing import Timing
 from spikeport.deploy.trace import Trace
 from spikeport.models.datasets import Dataset, load_dataset
 from spikeport.models.errors import SpikeportError
@@ -68,6 +72,23 @@ class RunFolder:
 
     def trace_file(self, backend: str) -> Path:
         return self.path / f"trace-{backend}.npz"
+
+    def timing_file(self, chip: Chip) -> Path:
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", chip.name)
+        return self.path / f"timing-{name}-{chip.digest[:8]}.npz"
+
+    def timing(self, chip: Chip) -> Timing | None:
+        """The stored timing on a chip with these very costs; None where `simulate` left none."""
+        path = self.timing_file(chip)
+        return Timing.load(path, self.graph) if path.is_file() else None
+
+    def mapping(self) -> Mapping:
+        return Mapping.from_json(read_json(self.result_file("mapping"), "spikeport map"))
+
+    def forget_timings(self) -> None:
+        """Remove stored timings: of another trace or mapping."""
+        for path in self.path.glob("timing-*.npz"):
+            path.unlink()
 
     def result_file(self, stage: str) -> Path:
         """JSON with what a stage found out and how long it took."""

@@ -19,14 +19,18 @@ from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
 from spikeport.deploy.chip import Chip, load_chip
-from spikeport.deploy.mapping import Mapping, map_network
+from spikeport.deploy.gpu_energy import measure_gpu_energy
+from spikeport.deploy.mapping import Mapping, map_network, placement_hops
+from spikeport.deploy.placement import Hops
 from spikeport.deploy.progress import Progress
 from spikeport.deploy.report import write_report
 from spikeport.deploy.run_folder import RunFolder
 from spikeport.deploy.summarize import summarize
-from spikeport.deploy.summary import Summary
+from spikeport.deploy.summary import GpuMeasurement, Summary
+from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, pack
 from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
+from spikeport.deploy.workload import count, prepare
 from spikeport.models.errors import BackendUnavailableError, SpikeportError
 from spikeport.models.files import write_json
 from spikeport.models.networks import parse_architecture
@@ -60,7 +64,7 @@ def train_stage(folder: RunFolder, progress: Progress) -> Trained:
         best = trained.best
         progress.say(f"best epoch {best.epoch} of {recipe.training.epochs}: {_epoch_line(best)}")
         encoder = recipe.build_encoder()
-        with progress.task("run the trained network on the test set", len(data.test)) as advance:
+        with progress.task("run the trained network on the test set", len(data.test), "samples") as advance:
             spikes = run_network(trained.network, data.test.images, encoder, on_batch=advance)
     trained.save(folder.checkpoint_file)
     flat = {name: array.reshape(*array.shape[:2], -1) for name, array in spikes.items()}
@@ -130,8 +134,10 @@ def simulate_stage(folder: RunFolder, backend: str, progress: Progress) -> Trace
             samples = min(recipe.check.lava_samples, len(folder.data.test))
             inputs = {name: array[:samples] for name, array in inputs.items()}
         total = len(next(iter(inputs.values())))
-        with progress.task(f"simulate on {backend}", total) as advance:
+        with progress.task(f"simulate on {backend}", total, "samples") as advance:
             trace = _run_backend(backend, graph, inputs, folder, advance)
+        if backend == "events":
+            folder.forget_timings()
         trace.save(folder.trace_file(backend))
     folder.write_result(f"simulate-{backend}", {"samples": total, "seconds": elapsed()})
     progress.say(f"{backend}: {total:,} samples in {trace.seconds:.1f} s ({total / trace.seconds:,.0f} samples/s)")
@@ -154,25 +160,68 @@ def _run_backend(
     raise SpikeportError(f"unknown backend {backend!r}. Known: {', '.join(BACKENDS)}.")
 
 
-def map_stage(folder: RunFolder, progress: Progress) -> None:
-    """Put the network onto the recipe's chip."""
+def map_stage(folder: RunFolder, progress: Progress) -> tuple[Mapping, Hops]:
+    """Put the network onto the recipe's chip; the mapping, and its weighted hops beside those of other placements."""
+    pins = folder.recipe.chip.pins
     with _timed() as elapsed:
         chip = load_chip(folder.recipe.chip.name)
-        mapping = map_network(folder.graph, chip)
+        mapping = map_network(folder.graph, chip, pins)
+        hops = placement_hops(folder.graph, mapping, chip, pins)
+        folder.forget_timings()
         write_json(folder.result_file("mapping"), mapping.to_json())
-    folder.write_result("map", {"chip": chip.name, "cores": len(mapping.cores), "seconds": elapsed()})
+    found = {"chip": chip.name, "cores": len(mapping.cores), "weighted_hops": asdict(hops), "seconds": elapsed()}
+    folder.write_result("map", found)
     progress.say(f"mapped onto {len(mapping.cores)} cores of {chip.title}; fullest core: {_fullest(mapping, chip)}")
+    return mapping, hops
 
 
 def _fullest(mapping: Mapping, chip: Chip) -> str:
-    used = {
-        "neurons": max(len(core.neurons) for core in mapping.cores),
-        "synaptic_words": max(core.synaptic_words for core in mapping.cores),
-        "axons_in": max(core.axons_in for core in mapping.cores),
-        "axons_out": max(core.axons_out for core in mapping.cores),
-    }
+    used = {name: max(core.use[name] for core in mapping.cores) for name in chip.limits.items()}
     limits = {name: limit for name, limit in chip.limits.items().items() if math.isfinite(limit)}
     return ", ".join(f"{used[name]:,} of {limit:,.0f} {name.replace('_', ' ')}" for name, limit in limits.items())
+
+
+def timing_stage(folder: RunFolder, progress: Progress, model: Model | None = None) -> Timing:
+    """Time the first samples of the event simulator's run on the recipe's chip, and with its second set of costs."""
+    section = folder.recipe.chip
+    chips = [load_chip(name) for name in (section.name, section.compare) if name is not None]
+    model = model or section.timing
+    with _timed() as elapsed:
+        trace = folder.trace("events")
+        workload = prepare(folder.graph, folder.mapping(), trace.head(min(section.timing_samples, trace.samples)))
+        counts = count(workload)
+        timings = []
+        for chip in chips:
+            with progress.task(f"{model} timing on {chip.name}", workload.chip_steps, "chip steps") as advance:
+                timings.append(simulate_timing(workload, counts, chip, model, progress=advance))
+            timings[-1].save(folder.timing_file(chip), folder.graph)
+    folder.write_result("timing", {"model": model, "samples": workload.trace.samples, "seconds": elapsed()})
+    timing, chip = timings[0], chips[0]
+    progress.say(
+        f"{model} timing of {timing.samples:,} samples on {chip.title}: "
+        f"{timing.ticks_per_inference * timing.tick_ns / 1000:,.1f} µs per inference, {_waits(timing)}"
+    )
+    return timing
+
+
+def gpu_stage(folder: RunFolder, progress: Progress) -> None:
+    """Measure the energy of inference on this machine's GPU; where there is none, store why."""
+    with _timed() as elapsed:
+        found, reason = measure_gpu_energy(folder.graph, folder.test_inputs)
+    if found is None:
+        folder.write_result("gpu", {"skipped": reason, "seconds": elapsed()})
+        progress.say(f"GPU energy not measured: {reason}")
+        return
+    figures = {key: getattr(found, key) for key in GpuMeasurement.model_fields}
+    folder.write_result("gpu", figures | {"elapsed": elapsed()})
+    progress.say(f"{found.device}: {found.energy_nj_per_inference / 1000:,.1f} µJ per inference (whole board)")
+
+
+def _waits(timing: Timing) -> str:
+    """What the steps wait for, the largest parts first."""
+    whole = max(timing.total_ticks, 1)
+    shares = sorted(((int(ticks.sum()) / whole, cause) for cause, ticks in timing.causes.items()), reverse=True)
+    return "of which " + ", ".join(f"{share:.0%} {cause}" for share, cause in shares[:3] if share >= 0.005)
 
 
 def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison], list[SynopComparison]]:
@@ -226,7 +275,9 @@ def run_all(folder: RunFolder, progress: Progress) -> Summary:
     quantize_stage(folder, progress)
     map_stage(folder, progress)
     simulate_stage(folder, "torch", progress)
+    gpu_stage(folder, progress)
     simulate_stage(folder, "events", progress)
+    timing_stage(folder, progress)
     skip_file = folder.result_file("simulate-lava")
     folder.trace_file("lava").unlink(missing_ok=True)
     skip_file.unlink(missing_ok=True)

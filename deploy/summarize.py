@@ -1,29 +1,31 @@
 """From the files of a run folder to its `Summary`."""
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
 from spikeport.converters.graph import LoihiNeuron, ProcessGraph
 from spikeport.deploy.chip import load_chip
-from spikeport.deploy.energy import arithmetic_reference, chip_use, dense_macs, price, price_beside
-from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.energy import arithmetic_reference, chip_use, price
+from spikeport.deploy.operation_counts import count_operations, dense_operations
 from spikeport.deploy.run_folder import RunFolder
 from spikeport.deploy.summary import (
     Accuracies,
     Accuracy,
     BackendComparison,
     Cost,
+    GpuMeasurement,
     Layer,
     StepAccuracy,
     Summary,
     SynopCheck,
     Training,
 )
-from spikeport.deploy.timing import core_counts, simulate_timing
+from spikeport.deploy.timing import simulate_timing
 from spikeport.deploy.trace import Trace, decisions
+from spikeport.deploy.workload import count, prepare
 from spikeport.models.errors import SpikeportError
-from spikeport.models.files import read_json
 
 STAGES = (
     "train",
@@ -33,6 +35,8 @@ STAGES = (
     "simulate-torch",
     "simulate-events",
     "simulate-lava",
+    "timing",
+    "gpu",
     "verify",
 )
 
@@ -44,12 +48,17 @@ def summarize(folder: RunFolder) -> Summary:
     if trace.graph != graph.fingerprint() or reference.graph != graph.fingerprint():
         raise SpikeportError("the traces were made with another network. Run `spikeport simulate` again.")
     chip = load_chip(recipe.chip.name)
-    mapping = Mapping.from_json(read_json(folder.result_file("mapping"), "spikeport map"))
-    counts = core_counts(graph, mapping, trace)
-    timing = simulate_timing(graph, mapping, chip, counts)
+    mapping = folder.mapping()
+    workload = prepare(graph, mapping, trace)
+    counts = count(workload)
+    timing = folder.timing(chip) or simulate_timing(workload, counts, chip, "simple")
     other: Cost | None = None
     if recipe.chip.compare is not None:
-        other = price_beside(graph, mapping, load_chip(recipe.chip.compare), counts)
+        beside = load_chip(recipe.chip.compare)
+        timing_beside = folder.timing(beside) or simulate_timing(workload, counts, beside, "simple")
+        other = price(workload, beside, counts, timing_beside)
+    operations = count_operations(graph, reference, folder.test_inputs)
+    gpu = folder.result("gpu") if folder.result_file("gpu").is_file() else {"skipped": "not measured"}
     decided = decisions(graph.readout, trace)
     classes = len(folder.data.class_names)
     confusion = np.zeros((classes, classes), np.int64)
@@ -92,12 +101,20 @@ def summarize(folder: RunFolder) -> Summary:
             for check in verified["synops"]
         ],
         layers=_layers(folder, graph, trace),
-        chip=chip_use(graph, mapping, chip, counts, timing),
-        cost=price(graph, mapping, chip, counts, timing),
+        chip=chip_use(mapping, chip, counts, timing),
+        cost=price(workload, chip, counts, timing),
         other_cost=other,
-        reference=arithmetic_reference(graph, counts),
+        reference=arithmetic_reference(counts, operations),
+        gpu=_gpu(gpu),
+        gpu_skipped=gpu.get("skipped"),
         seconds={stage: folder.result(stage)["seconds"] for stage in STAGES if folder.result_file(stage).is_file()},
     )
+
+
+def _gpu(found: dict[str, Any]) -> GpuMeasurement | None:
+    if "skipped" in found:
+        return None
+    return GpuMeasurement.model_validate({key: found[key] for key in GpuMeasurement.model_fields})
 
 
 def _share(decided: np.ndarray, labels: np.ndarray) -> float:
@@ -156,7 +173,7 @@ def _comparisons(folder: RunFolder, verified: list[dict[str, object]]) -> list[B
 
 def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]:
     errors = {layer["population"]: layer for layer in folder.result("quantize")["layers"]}
-    macs = dense_macs(graph)
+    macs = dense_operations(graph)
     layers = []
     for population in graph.populations:
         incoming = graph.incoming(population.name)

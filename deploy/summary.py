@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Share = float
 """A number in 0..1; an own name, as two classes have a field called `float`."""
@@ -95,7 +95,12 @@ class Layer(_Model):
 
 
 class CoreUse(_Model):
-    """One used core: where it is on the mesh (tile column and row), what it holds, how busy it is."""
+    """One used core: where it is on the mesh (tile column and row), what it holds, how busy it is.
+
+    Shares of the stream's time: neuron_share and synapse_share, in which each of its units works (busy_share: the
+    busier one), stalled_share, in which its neuron unit waits for the mesh. critical_share: share of the chip steps
+    that waited for this core.
+    """
 
     chip: int
     core: int
@@ -108,6 +113,19 @@ class CoreUse(_Model):
     axons_out: int
     synops_per_inference: float
     busy_share: float
+    neuron_share: float
+    synapse_share: float
+    stalled_share: float
+    critical_share: float
+
+
+class TileUse(_Model):
+    """One tile of the whole mesh, chips side by side. link_share: share of the stream's time in which its links to the
+    east, west, south and north are taken; zeros where the timing model has no mesh."""
+
+    tile_x: int
+    tile_y: int
+    link_share: list[float]
 
 
 class LimitUse(_Model):
@@ -143,14 +161,28 @@ class EnergyPart(_Model):
     dynamic: bool
 
 
+class EnergyShare(_Model):
+    """Dynamic energy of one population, projection or core, nanojoule per inference. A core is named `chip:core`."""
+
+    name: str
+    energy_nj: float
+    low_nj: float
+    high_nj: float
+
+
 class Cost(_Model):
     """Time and energy of one inference under one set of constants (one chip file).
 
-    step_time_by_cause: microseconds of the critical path per inference. cycles: ticks of `tick_ns`.
+    timing_model: `simple` or `cycle`, over the first `timing_samples` samples; counts are of the whole test set.
+    by_population (neurons, spikes) and by_projection (packets, hops, synaptic operations) add up to the dynamic energy;
+    by_core leaves out what the mesh does. step_time_by_cause: microseconds of the critical path per inference.
+    cycles: ticks of `tick_ns`.
     """
 
     chip: str
     title: str
+    timing_model: Literal["simple", "cycle"]
+    timing_samples: int
     tick_ns: float
     cycles_per_inference: float
     time_us_per_inference: float
@@ -159,6 +191,9 @@ class Cost(_Model):
     energy_low_nj: float
     energy_high_nj: float
     parts: list[EnergyPart]
+    by_population: list[EnergyShare]
+    by_projection: list[EnergyShare]
+    by_core: list[EnergyShare]
     step_time_by_cause: dict[str, float]
     constants: list[Constant]
 
@@ -175,16 +210,41 @@ class ChipUse(_Model):
     cores_available: int
     cores: list[CoreUse]
     limits: list[LimitUse]
+    tiles: list[TileUse]
 
 
 class Reference(_Model):
-    """Arithmetic-only energy floor of the same network on a conventional processor (Horowitz 2014, 45 nm)."""
+    """Arithmetic-only energy floor of the same network on a conventional processor (Horowitz 2014, 45 nm).
+
+    neurobench_*: effective operations per inference as NeuroBench of that version counts them, the whole test set as
+    one batch. activation_sparsity: share of zeros among all neuron-steps; connection_sparsity: among the weights.
+    """
 
     dense_macs: int
     dense_mac_energy_nj: float
     effective_acs: float
     effective_ac_energy_nj: float
+    neurobench_acs: float
+    neurobench_macs: float
+    neurobench_energy_nj: float
+    neurobench_version: str
+    activation_sparsity: Share
+    connection_sparsity: Share
     source: str
+
+
+class GpuMeasurement(_Model):
+    """Energy of inference measured on a whole GPU board (`gpu_energy.py`), idle power included."""
+
+    device: str
+    driver: str
+    samples: int
+    seconds: float
+    samples_per_second: float
+    power_w: float
+    idle_power_w: float
+    energy_nj_per_inference: float
+    energy_above_idle_nj_per_inference: float
 
 
 class Training(_Model):
@@ -209,7 +269,7 @@ class Summary(_Model):
     """Everything a run found out."""
 
     schema_name: Literal["spikeport-summary"] = "spikeport-summary"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     spikeport_version: str
     name: str
     recipe: str
@@ -225,6 +285,8 @@ class Summary(_Model):
     cost: Cost
     other_cost: Cost | None
     reference: Reference
+    gpu: GpuMeasurement | None
+    gpu_skipped: str | None
     seconds: dict[str, float]
 
     @property

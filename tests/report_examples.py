@@ -1,5 +1,7 @@
 """A made-up run for the tests of the report. None of its numbers was measured; they are only of a plausible size."""
 
+from typing import Literal
+
 import numpy as np
 
 from spikeport.deploy.summary import (
@@ -11,12 +13,15 @@ from spikeport.deploy.summary import (
     CoreUse,
     Cost,
     EnergyPart,
+    EnergyShare,
+    GpuMeasurement,
     Layer,
     LimitUse,
     Reference,
     StepAccuracy,
     Summary,
     SynopCheck,
+    TileUse,
     Training,
 )
 from spikeport.deploy.trace import Trace, pack
@@ -44,11 +49,15 @@ def make_summary(
     classes: list[str] | None = None,
     recipe: str = '[training]\nrule = "csbp"\nsteps = 8\n',
     lava: str | None = None,
+    no_gpu: str | None = None,
     mismatches: int = 0,
     counted_too_many: int = 0,
     chips: int = 1,
+    mesh: tuple[int, int] = (8, 4),
+    cores_per_tile: int = 4,
+    model: Literal["simple", "cycle"] = "cycle",
 ) -> Summary:
-    """A run of the size of MNIST. `lava` is the reason why Lava was skipped; `names` renames the populations."""
+    """A run of the size of MNIST. `lava` and `no_gpu` say why these were skipped; `names` renames the populations."""
     names = names or list(SIZES)
     classes = classes or [str(digit) for digit in range(10)]
     shapes = dict(zip(names, SIZES.values(), strict=True))
@@ -146,52 +155,111 @@ def make_summary(
                 strict=True,
             )
         ],
-        chip=ChipUse(
-            name="loihi",
-            title="Loihi (Davies et al. 2018)",
-            mesh=[8, 4],
-            cores_per_tile=4,
-            chips=chips,
-            cores_used=len(cores),
-            cores_available=128 * chips,
-            cores=[
-                CoreUse(
-                    chip=index % chips,
-                    core=index,
-                    tile_x=index // 4 % 8,
-                    tile_y=index // 32,
-                    population=name,
-                    neurons=1024 - 60 * index,
-                    synaptic_words=900 * index + 300,
-                    axons_in=400,
-                    axons_out=120,
-                    synops_per_inference=12_000.0,
-                    busy_share=0.9 - 0.05 * index,
-                )
-                for index, name in enumerate(cores)
-            ],
-            limits=[
-                LimitUse(limit="neurons", used=1024, available=1024, chip=0, core=0),
-                LimitUse(limit="synaptic memory (64-bit words)", used=12_900, available=16_384, chip=0, core=14),
-                LimitUse(limit="axons in", used=400, available=4096, chip=0, core=0),
-                LimitUse(limit="axons out", used=120, available=4096, chip=0, core=0),
-            ],
-        ),
-        cost=make_cost("loihi", "Loihi, Davies et al. 2018, Table 2", 1.0),
-        other_cost=make_cost("loihi-sanafe", "Loihi, SANA-FE regression on a Nahuku board", 1.3),
+        chip=make_chip(cores, chips, mesh, cores_per_tile, model),
+        cost=make_cost("loihi", "Loihi, Davies et al. 2018, Table 2", 1.0, names, cores, model),
+        other_cost=make_cost("loihi-sanafe", "Loihi, SANA-FE regression on a Nahuku board", 1.3, names, cores, model),
         reference=Reference(
             dense_macs=854_016,
             dense_mac_energy_nj=3928.5,
             effective_acs=189_045.0,
             effective_ac_energy_nj=170.1,
+            neurobench_acs=180_120.0,
+            neurobench_macs=9_216.0,
+            neurobench_energy_nj=204.5,
+            neurobench_version="2.3.0",
+            activation_sparsity=0.971,
+            connection_sparsity=0.012,
             source="Horowitz 2014, ISSCC, 45 nm: 4.6 pJ a 32-bit multiply-accumulate, 0.9 pJ an accumulate.",
         ),
+        gpu=None
+        if no_gpu
+        else GpuMeasurement(
+            device="Example GPU 80GB",
+            driver="555.42",
+            samples=1_280_000,
+            seconds=31.2,
+            samples_per_second=41_025.6,
+            power_w=312.4,
+            idle_power_w=68.9,
+            energy_nj_per_inference=7_614_750.0,
+            energy_above_idle_nj_per_inference=5_935_310.0,
+        ),
+        gpu_skipped=no_gpu,
         seconds={"train": 812.4, "quantize": 3.1, "simulate": 41.8, "verify": 2.0, "report": 2.2},
     )
 
 
-def make_cost(chip: str, title: str, factor: float) -> Cost:
+def make_chip(
+    cores: list[str], chips: int, mesh: tuple[int, int], cores_per_tile: int, model: Literal["simple", "cycle"]
+) -> ChipUse:
+    """The populations in `cores`, one a core, dealt out to the chips; links are the busier the nearer to tile 0, 0."""
+    columns, rows = mesh
+    mine = [index // chips for index in range(len(cores))]
+    share = [0.21 / (2 + x + 3 * y) if model == "cycle" else 0.0 for y in range(rows) for x in range(columns * chips)]
+    tiles = [
+        TileUse(
+            tile_x=at % (columns * chips),
+            tile_y=at // (columns * chips),
+            link_share=[
+                busy if at % (columns * chips) + 1 < columns * chips else 0.0,
+                0.3 * busy if at % (columns * chips) else 0.0,
+                busy / 2 if at // (columns * chips) + 1 < min(rows, 2) else 0.0,
+                busy / 9 if at // (columns * chips) == 1 else 0.0,
+            ],
+        )
+        for at, busy in enumerate(share)
+    ]
+    return ChipUse(
+        name="loihi",
+        title="Loihi (Davies et al. 2018)",
+        mesh=[columns, rows],
+        cores_per_tile=cores_per_tile,
+        chips=chips,
+        cores_used=len(cores),
+        cores_available=columns * rows * cores_per_tile * chips,
+        cores=[
+            CoreUse(
+                chip=index % chips,
+                core=mine[index],
+                tile_x=mine[index] // cores_per_tile % columns,
+                tile_y=mine[index] // (cores_per_tile * columns),
+                population=name,
+                neurons=1024 - 60 * index,
+                synaptic_words=900 * index + 300,
+                axons_in=400,
+                axons_out=120,
+                synops_per_inference=12_000.0,
+                busy_share=0.9 - 0.05 * index,
+                neuron_share=0.31 - 0.015 * index,
+                synapse_share=0.9 - 0.05 * index,
+                stalled_share=0.02 if model == "cycle" else 0.0,
+                critical_share=[0.62, 0.25, 0.0, 0.1, 0.02, 0.01][index] if index < 6 else 0.0,
+            )
+            for index, name in enumerate(cores)
+        ],
+        limits=[
+            LimitUse(limit="neurons", used=1024, available=1024, chip=0, core=0),
+            LimitUse(limit="synaptic_words", used=12_900, available=16_384, chip=0, core=14 // chips),
+            LimitUse(limit="axons_in", used=400, available=4096, chip=0, core=0),
+            LimitUse(limit="axons_out", used=120, available=4096, chip=0, core=0),
+        ],
+        tiles=tiles,
+    )
+
+
+def make_cost(
+    chip: str, title: str, factor: float, names: list[str], cores: list[str], model: Literal["simple", "cycle"]
+) -> Cost:
     """Costs of an inference under made-up counts."""
+
+    def shares(titles: list[str], whole: float) -> list[EnergyShare]:
+        weights = np.arange(len(titles), 0, -1) ** 2
+        values = (factor * whole * weights / weights.sum()).tolist()
+        return [
+            EnergyShare(name=title, energy_nj=value, low_nj=0.9 * value, high_nj=1.5 * value)
+            for title, value in zip(titles, values, strict=True)
+        ]
+
     parts = [
         EnergyPart(
             cause=cause,
@@ -232,6 +300,8 @@ def make_cost(chip: str, title: str, factor: float) -> Cost:
     return Cost(
         chip=chip,
         title=title,
+        timing_model=model,
+        timing_samples=256,
         tick_ns=0.1,
         cycles_per_inference=315_230.0 * factor,
         time_us_per_inference=31.523 * factor,
@@ -240,12 +310,20 @@ def make_cost(chip: str, title: str, factor: float) -> Cost:
         energy_low_nj=sum(part.low_nj for part in parts),
         energy_high_nj=sum(part.high_nj for part in parts),
         parts=parts,
+        by_population=shares(names, 4407.0),
+        by_projection=shares([f"{a}->{b}" for a, b in zip(["input", *names], names, strict=False)], 4482.3),
+        by_core=shares([f"0:{index}" for index in range(len(cores))], 8864.3),
         step_time_by_cause={
-            "synaptic operations": 19.2,
-            "neuron updates": 8.9,
-            "axon lookup": 1.1,
-            "network on chip": 0.6,
-            "barrier": 1.7,
+            cause: factor * time
+            for cause, time in {
+                "input": 0.3 if model == "cycle" else 0.0,
+                "messages in": 2.1,
+                "synapses": 17.4,
+                "neurons": 6.2,
+                "spikes out": 0.9,
+                "network": 1.9 if model == "cycle" else 0.0,
+                "barrier": 2.723,
+            }.items()
         },
         constants=constants,
     )

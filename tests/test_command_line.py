@@ -310,6 +310,49 @@ def test_a_network_that_does_not_fit_says_by_how_much(
     assert "needs 2 neurons, a core has 1 (1 too many)" in message
 
 
+def test_map_prints_the_use_of_each_core_and_the_hops(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["map", str(run)]) == 0
+    text = capsys.readouterr().out
+    for word in ("conv1", "dense1", "axons out", "4,096", "Weighted hops"):
+        assert word in text
+    hops = RunFolder.open(run).result("map")["weighted_hops"]
+    assert hops["placed"] <= min(hops["greedy"], hops["random"])
+
+
+def test_map_lists_many_cores_only_if_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text() + f"\n[chip.pins]\nconv1 = {list(range(100, 164))}\n")
+    capsys.readouterr()
+    assert main(["map", str(run)]) == 0
+    short = capsys.readouterr().out
+    assert main(["map", str(run), "--all"]) == 0
+    long = capsys.readouterr().out
+    assert "--all" in short
+    assert short.count("conv1") == 1
+    assert long.count("conv1") == 64
+    cores = [core.chip * 128 + core.core for core in RunFolder.open(run).mapping().cores if core.population == "conv1"]
+    assert cores == list(range(100, 164))
+
+
+@pytest.mark.parametrize(
+    ("pins", "words"),
+    [
+        ("conv = [0]", ("'conv'", "'conv1'")),
+        ("conv1 = [4096]", ("4096", "0..4095")),
+        ("conv1 = [1, 2]\ndense1 = [2]", ("core 2", "'conv1'", "'dense1'")),
+    ],
+)
+def test_wrong_pins_are_refused_by_map(
+    pins: str, words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run / "recipe.toml"
+    recipe.write_text(f"{recipe.read_text()}\n[chip.pins]\n{pins}\n")
+    message = fails(capsys, "map", str(run))
+    for word in words:
+        assert word in message
+
+
 def test_graded_input_is_refused_by_a_chip_with_binary_spikes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

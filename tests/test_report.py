@@ -4,12 +4,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from report_examples import HOSTILE, make_summary, make_trace
 
-from spikeport.deploy.drawing import label, palette, significant
-from spikeport.deploy.report import energy, render, verdict, write_report
+from spikeport.deploy import timing
+from spikeport.deploy.drawing import inline_svg, label, palette, significant
+from spikeport.deploy.figures import mesh
+from spikeport.deploy.report import CAUSES, MODELS, busiest_link, energy, render, verdict, waited_for, write_report
+from spikeport.deploy.summary import Summary
 from spikeport.models.errors import SpikeportError
 
 PANELS = {"accuracy", "confusion", "raster", "activity", "synops", "mesh", "energy-a", "energy-b", "time-a", "time-b"}
@@ -156,6 +160,104 @@ def test_costs_are_called_a_model_and_the_rule_a_reconstruction() -> None:
     exact = make_summary()
     exact.training.reconstruction = False
     assert "reconstruct" not in render(exact, None)
+
+
+def test_every_cause_of_time_and_every_timing_model_is_explained() -> None:
+    assert set(CAUSES) == set(timing.CAUSES)
+    assert set(MODELS) == set(get_args(timing.Model))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_timing_model_its_samples_and_the_critical_cores_are_named() -> None:
+    text = Page(render(make_summary(), None)).text
+    assert "Timing model: cycle (every packet through queues, routers and links), on the first 256 test samples" in text
+    assert "62.0 % wait for core 0 (conv1), 25.0 % wait for core 1 (conv1), 10.0 % wait for core 3 (conv1)." in text
+    assert all(f"{cause} {meaning}" in text for cause, meaning in CAUSES.items())
+    several = Page(render(make_summary(chips=3, model="simple"), None)).text
+    assert "62.0 % wait for core 0:0 (conv1), 25.0 % wait for core 1:0 (conv1)" in several
+    assert "simple model, 256 samples" in several
+
+
+def test_cores_that_no_step_waits_for_are_not_listed() -> None:
+    summary = make_summary()
+    assert [core.core for core in waited_for(summary)] == [0, 1, 3, 4, 5]
+    assert [core.core for core in waited_for(summary, 2)] == [0, 1]
+    for core in summary.chip.cores:
+        core.critical_share = 0.0
+    assert waited_for(summary) == []
+
+
+def test_the_busiest_link_is_named_by_its_tile_chip_and_direction() -> None:
+    assert busiest_link(make_summary()) == "the one from tile 0, 0 to the east, 10.5 % of the time"
+    summary = make_summary(chips=3)
+    summary.chip.tiles[9].link_share[2] = 0.5
+    assert busiest_link(summary) == "the one from tile 1, 0 of chip 1 to the south, 50.0 % of the time"
+    assert busiest_link(make_summary(model="simple")) == ""
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        (make_summary(), "the busiest is the one from tile 0, 0 to the east, 10.5 % of the time."),
+        (make_summary(chips=2), "Arrows at the sides of a chip lead to its neighbours."),
+        (make_summary(mesh=(1, 1), cores_per_tile=15), "No packet left its tile."),
+        (make_summary(model="simple"), "Links are not drawn, as the simple timing model has none."),
+    ],
+)
+def test_the_caption_of_the_mesh_says_what_its_arrows_are(
+    monkeypatch: pytest.MonkeyPatch, summary: Summary, says: str
+) -> None:
+    monkeypatch.setattr("spikeport.deploy.report.draw", lambda *_: {"mesh": "<svg></svg>"})
+    assert says in Page(render(summary, None)).text
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh_size", "cores_per_tile", "chips"),
+    [("cycle", (8, 4), 4, 1), ("cycle", (8, 4), 4, 3), ("cycle", (1, 1), 15, 1), ("simple", (8, 16), 1, 1)],
+)
+def test_every_link_that_carried_packets_is_an_arrow(
+    model: timing.Model, mesh_size: tuple[int, int], cores_per_tile: int, chips: int
+) -> None:
+    chip = make_summary(model=model, mesh=mesh_size, cores_per_tile=cores_per_tile, chips=chips).chip
+    moved = sum(share > 0 for tile in chip.tiles for share in tile.link_share)
+    assert (moved > 0) == (model == "cycle" and mesh_size != (1, 1))
+    svg = inline_svg(lambda: mesh(chip, palette(["conv1", "conv2", "hidden", "output"])), "mesh")
+    assert svg.count("link taken") == (3 if moved else 0)
+    corners = [len(re.findall("[ML] ", path)) for path in re.findall(r'<path [^>]*\bd="([^"]*)"', svg)]
+    assert corners.count(7) == moved  # those of an arrow; no other shape has so many
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_core_is_listed_with_its_energy_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = make_summary()
+    page = render(summary, None)
+    rows = page[page.index("Every core") :]
+    assert rows[: rows.index("</table>")].count("<tr><td>") == len(summary.chip.cores)
+    first = summary.cost.by_core[0]
+    assert f">{energy(first.energy_nj)}<" in rows
+    monkeypatch.setattr("spikeport.deploy.report.CORES_LISTED", 4)
+    page = render(summary, None)
+    rows = page[page.index("Every core") :]
+    assert rows[: rows.index("</table>")].count("<tr><td>") == 4
+    assert "the first 4 of 15" in Page(page).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_dynamic_energy_is_split_by_population_and_projection() -> None:
+    summary = make_summary()
+    text = Page(render(summary, None)).text
+    whole = sum(share.energy_nj for share in [*summary.cost.by_population, *summary.cost.by_projection])
+    for share in (*summary.cost.by_population, *summary.cost.by_projection):
+        figures = (energy(value) for value in (share.energy_nj, share.low_nj, share.high_nj))
+        assert f"{share.name} {' '.join(figures)} {100 * share.energy_nj / whole:.1f} %" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_gpu_stands_beside_the_chip_or_the_page_says_why_not() -> None:
+    text = Page(render(make_summary(), None)).text
+    assert "Example GPU 80GB, 41,026 samples/s measured, whole board (driver 555.42); 5.94 mJ of it above idle" in text
+    assert "effective AC + MAC as NeuroBench 2.3.0 counts them arithmetic only 180,120 + 9,216 204 nJ" in text
+    assert "not measured: no NVIDIA driver" in Page(render(make_summary(no_gpu="no NVIDIA driver"), None)).text
 
 
 def test_without_a_trace_the_page_says_that_there_is_no_raster() -> None:
