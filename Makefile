@@ -4,10 +4,10 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers demo test test-slow check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench demo test test-slow bench-chip check lint types structure format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SETUP) ## virtual environment in .venv with spikeport and its tools
 
@@ -20,14 +20,20 @@ setup-lava: $(SETUP) ## second environment in .venv-lava with Lava, where a Pyth
 setup-peers: $(SETUP) ## third environment in .venv-peers with the simulators that ours is compared with
 	@.ci/setup-peers.sh
 
+setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench; its operation counts are an oracle
+	@.ci/setup-neurobench.sh
+
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
 
-test: setup setup-lava ## every test but the slow ones
+test: setup setup-lava setup-peers setup-neurobench ## every test but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup setup-lava ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE and Lava; exit status 1 where a must is missed
+	$(BIN)/python bench/chip.py --json docs/chip-speed.json --plot docs/chip-speed.png
 
 check: lint types structure ## every static check; `make -k check` goes on after a failure
 
@@ -50,4 +56,4 @@ clean: ## remove caches and build output
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environments
-	rm -rf .venv .venv-lava .venv-peers .links *.egg-info
+	rm -rf .venv .venv-lava .venv-peers .neurobench .links *.egg-info

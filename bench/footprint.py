@@ -6,7 +6,6 @@ Imports no more than the simulator needs, as a user's script would. With a mappi
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,8 +17,9 @@ from spikeport.deploy import event_simulator
 from spikeport.deploy.chip import load_chip
 from spikeport.deploy.event_program import Program
 from spikeport.deploy.mapping import Mapping
+from spikeport.deploy.sanafe_runner import peak_rss_mib
 from spikeport.deploy.timing import simulate_timing
-from spikeport.deploy.workload import count, prepare
+from spikeport.deploy.workload import count, route, with_trace
 from spikeport.models.files import read_json
 
 
@@ -28,19 +28,20 @@ def main(graph_file: Path, input_file: Path, mapping_file: Path | None) -> dict[
     graph = ProcessGraph.load(graph_file)
     Program(graph, 1)  # what `run` makes of the graph before its first step
     mapping = Mapping.from_json(read_json(mapping_file, "spikeport map")) if mapping_file else None
+    routes = route(graph, mapping) if mapping else None
     load_s = time.perf_counter() - started
     with np.load(input_file, allow_pickle=False) as stored:
         inputs = {name: stored[name] for name in stored.files}
     started = time.perf_counter()
     trace = event_simulator.run(graph, inputs, threads=1)
-    if mapping is not None:
-        workload = prepare(graph, mapping, trace)
+    if mapping and routes:
+        workload = with_trace(routes, trace)
         simulate_timing(workload, count(workload, 1), load_chip(mapping.chip), "simple")
     return {
         "load_s": load_s,
         "run_s": time.perf_counter() - started,
         "synops": sum(int(counts.sum()) for counts in trace.synops.values()),
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mib": peak_rss_mib(),
     }
 
 

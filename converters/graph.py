@@ -192,7 +192,8 @@ class ProcessGraph:
         header = {key: value for key, value in header.items() if key not in ("notes", "name")}
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for key in sorted(arrays):
-            digest.update(key.encode() + str(arrays[key].dtype).encode() + np.ascontiguousarray(arrays[key]).tobytes())
+            digest.update(key.encode() + str(arrays[key].dtype).encode())
+            digest.update(np.ascontiguousarray(arrays[key]))
         return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:

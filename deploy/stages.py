@@ -247,6 +247,12 @@ def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison
     )
     for comparison in comparisons:
         progress.say(str(comparison))
+    if synops:
+        total, wrong = sum(check.counted for check in synops), sum(check.steps_that_differ > 0 for check in synops)
+        verdict = f"NOT equal in {wrong} of" if wrong else "equal in all"
+        progress.say(
+            f"synaptic operations: {total:,} counted; {verdict} {len(synops)} projections to the torch trace's"
+        )
     return comparisons, synops
 
 

@@ -26,7 +26,7 @@ class Synapses(NamedTuple):
     axon_of: axon of each source neuron, -1 where it feeds no synapse, int64 (n_in,). A convolution (a dense layer is
     one over a single pixel) has `geometry` and `weight` (out, in / groups, height, width) and for each axon the pooled
     cells it feeds, cell[cell_start[a] : cell_start[a + 1]]; other operators list targets and weights in rows. Weights
-    are the bits of the float64 value: they are only compared.
+    are whole numbers, or the bits of float64 values: they are only compared.
     """
 
     axon_of: np.ndarray
@@ -48,7 +48,9 @@ class Synapses(NamedTuple):
 def list_synapses(operator: Operator) -> Synapses:
     """The synapses of an operator in the form that the kernels read."""
     none = np.zeros(0, dtype=np.int64)
-    bits = np.ascontiguousarray(operator.weight, dtype=np.float64).view(np.int64)
+    # int64 weights stay where they are
+    kind = np.int64 if operator.weight.dtype == np.int64 else np.float64
+    bits = np.ascontiguousarray(operator.weight, dtype=kind).view(np.int64)
     if isinstance(operator, Sparse | OneToOne):
         pairs = np.arange(operator.n_in) if isinstance(operator, OneToOne) else operator.source
         targets = np.arange(operator.n_in) if isinstance(operator, OneToOne) else operator.target

@@ -309,42 +309,45 @@ def _time(
 ) -> None:
     """Simulate some chip steps. costs: ticks of a visit to an inactive and to an active neuron, of spike, axon_out,
     axon_in and SYNOP_EVENTS."""
+    # each attribute taken once: taking one in a loop costs more than the loop's work
+    unit_first, unit_bit = sends.unit_first, sends.unit_bit
+    send_first, send_core, send_synops = sends.send_first, sends.send_core, sends.send_synops
+    send_projection, event, offset = sends.send_projection, sends.event, sends.offset
+    recurrent, timed = sends.recurrent, sends.timed
+    at_rest, awake, spike, axon_out, axon_in = costs[0], costs[1], costs[2], costs[3], costs[4]
     cores = len(tile)
     none, unasked = np.empty((0, 4), np.int64), np.empty(0, np.int64)
     for step in range(spikes.shape[0]):
         packets = 0
-        for k in range(len(sends.unit_bit)):
-            bit = sends.unit_bit[k]
-            if is_set(spikes[step], bit):
-                packets += sends.send_first[bit + 1] - sends.send_first[bit]
-        first, tail, out_tail = (
-            np.zeros(cores + 2, np.int64),
-            np.zeros(cores + 1, np.int64),
-            np.zeros(cores + 1, np.int64),
-        )
+        for k in range(len(unit_bit)):
+            if is_set(spikes, step, unit_bit[k]):
+                packets += send_first[unit_bit[k] + 1] - send_first[unit_bit[k]]
+        first = np.zeros(cores + 2, np.int64)
+        tail, out_tail = np.zeros(cores + 1, np.int64), np.zeros(cores + 1, np.int64)
         gap, out, target = np.empty(packets, np.int64), np.empty(packets, np.int64), np.empty(packets, np.int64)
-        lookup, service = np.empty(packets, np.int64), np.empty(packets, np.int64)
+        lookup, service = np.full(packets, axon_in), np.empty(packets, np.int64)
         n = 0
         for unit in range(cores + 1):
+            on_core = unit < cores
             worked, sent = 0, 0
-            for k in range(sends.unit_first[unit], sends.unit_first[unit + 1]):
-                bit = sends.unit_bit[k]
-                if unit < cores:
-                    worked += costs[1] if is_set(active[step], bit) else costs[0]
-                if not is_set(spikes[step], bit):
+            for k in range(unit_first[unit], unit_first[unit + 1]):
+                bit = unit_bit[k]
+                if on_core:
+                    worked += awake if is_set(active, step, bit) else at_rest
+                if not is_set(spikes, step, bit):
                     continue
-                if unit < cores:
-                    worked += costs[2]
-                    sent += costs[2]
-                for s in range(sends.send_first[bit], sends.send_first[bit + 1]):
-                    projection = sends.send_projection[s]
-                    if not sends_now(sends, projection, start + step, rows, steps):
+                if on_core:
+                    worked += spike
+                    sent += spike
+                for s in range(send_first[bit], send_first[bit + 1]):
+                    p = send_projection[s]
+                    if timed[p] and not sends_now(start + step - offset[p], rows, steps, recurrent[p]):
                         continue
-                    if unit < cores:
-                        worked += costs[3]
-                        sent += costs[3]
-                    gap[n], out[n], target[n], lookup[n] = worked, sent, sends.send_core[s], costs[4]
-                    service[n] = costs[4] + sends.send_synops[s] * costs[5 + sends.event[projection]]
+                    if on_core:
+                        worked += axon_out
+                        sent += axon_out
+                    gap[n], out[n], target[n] = worked, sent, send_core[s]
+                    service[n] = axon_in + send_synops[s] * costs[5 + event[p]]
                     n += 1
                     worked, sent = 0, 0
             first[unit + 1] = n
@@ -382,5 +385,5 @@ def _weigh(packed: np.ndarray, weight: np.ndarray, result: np.ndarray) -> None:
     """result[row] += weight of neuron, over all spikes."""
     for row in range(packed.shape[0]):
         for neuron in range(len(weight)):
-            if is_set(packed[row], neuron):
+            if is_set(packed, row, neuron):
                 result[row] += weight[neuron]

@@ -31,13 +31,17 @@ jit = numba.njit(nogil=True, cache=True)
 class Sends(NamedTuple):
     """Who sends what to whom. A neuron is known by its bit: its place in a row of all nodes' packed spikes.
 
-    unit_first, unit_bit: the neurons of each core in core order, then those of the host. send_first: for each bit, its
+    unit_first, unit_bit: the neurons of each core in core order, then those of the host. unit_of: unit of each bit;
+    unit_of_byte: of each byte, -1 where it holds neurons of several. send_first: for each bit, its
     packets, as places in send_core, send_synops, send_projection (int32). By projection: event (into SYNOP_EVENTS),
-    offset (chip step at which it sends for sample step 0), recurrent. Cores: tile column and row, the host last.
+    offset (chip step at which it sends for sample step 0), recurrent, constant (its source fires by itself), timed
+    (either of these: it does not carry all that its source fires). By unit: stage, tile column and row, the host last.
     """
 
     unit_first: np.ndarray
     unit_bit: np.ndarray
+    unit_of: np.ndarray
+    unit_of_byte: np.ndarray
     send_first: np.ndarray
     send_core: np.ndarray
     send_synops: np.ndarray
@@ -45,20 +49,42 @@ class Sends(NamedTuple):
     event: np.ndarray
     offset: np.ndarray
     recurrent: np.ndarray
+    constant: np.ndarray
+    timed: np.ndarray
+    stage: np.ndarray
     column: np.ndarray
     row: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Workload:
-    """A trace on a mapping. byte: first byte of each node in a row of packed bits; stage: its chip step's lag."""
+class Routes:
+    """A mapped network, ready for any trace of it. byte: first byte of each node in a row of packed bits."""
 
     graph: ProcessGraph
     mapping: Mapping
-    trace: Trace
     sends: Sends
     byte: dict[str, int]
     row_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A trace on a mapped network."""
+
+    routes: Routes
+    trace: Trace
+
+    @property
+    def graph(self) -> ProcessGraph:
+        return self.routes.graph
+
+    @property
+    def mapping(self) -> Mapping:
+        return self.routes.mapping
+
+    @property
+    def sends(self) -> Sends:
+        return self.routes.sends
 
     @property
     def rows(self) -> int:
@@ -72,9 +98,10 @@ class Workload:
 
     def bits(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Spikes and active neurons of chip steps start..stop - 1, packed uint8 (steps, row_bytes) each."""
-        spikes, active = (np.zeros((stop - start, self.row_bytes), np.uint8) for _ in range(2))
+        byte, row_bytes = self.routes.byte, self.routes.row_bytes
+        spikes, active = (np.zeros((stop - start, row_bytes), np.uint8) for _ in range(2))
         for node in self.graph.nodes:
-            columns = slice(self.byte[node.name], self.byte[node.name] + -(-node.size // 8))
+            columns = slice(byte[node.name], byte[node.name] + -(-node.size // 8))
             if isinstance(node, Input) and node.constant:
                 spikes[:, columns] = np.packbits(np.ones(node.size, dtype=bool))
                 continue
@@ -92,8 +119,8 @@ class Workload:
     ) -> Iterator[Result]:
         """Yield work(start, stop) for all chip steps, chunk by chunk and in order, done on a pool of threads."""
         starts = range(0, self.chip_steps, CHUNK)
+        ends = [min(start + CHUNK, self.chip_steps) for start in starts]
         with ThreadPoolExecutor(threads) as pool:
-            ends = [min(start + CHUNK, self.chip_steps) for start in starts]
             for end, result in zip(ends, pool.map(work, starts, ends), strict=True):
                 if progress:
                     progress(end)
@@ -146,12 +173,23 @@ class Counts:
 
 
 def prepare(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> Workload:
-    """Join a trace with a mapping of the same graph.
+    """Join a trace with a mapping of the same graph: `with_trace(route(graph, mapping), trace)`."""
+    return with_trace(route(graph, mapping), trace)
 
-    Raises SpikeportError where they belong to other graphs, or where the trace lacks the spikes of an input or the
-    active neurons of a population.
+
+def with_trace(routes: Routes, trace: Trace) -> Workload:
+    """Join a trace with the routes of the same graph.
+
+    Raises SpikeportError where it is of another graph, or lacks the spikes of an input or the active neurons of a
+    population.
     """
-    _check(graph, mapping, trace)
+    _check(routes.graph, trace)
+    return Workload(routes, trace)
+
+
+def route(graph: ProcessGraph, mapping: Mapping) -> Routes:
+    """Find the packets of every neuron. Raises SpikeportError for a mapping of another graph."""
+    _check_graph(graph, "mapping", mapping.graph, "map")
     byte, row_bytes = {}, 0
     for node in graph.nodes:
         byte[node.name] = row_bytes
@@ -181,7 +219,14 @@ def prepare(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> Workload:
     constant = {node.name for node in graph.inputs if node.constant}
     offset = [stages[p.target] - 1 - p.delay if p.source in constant else stages[p.source] for p in graph.projections]
     places = np.vstack([mapping.tile_positions(), mapping.input_tile])
+    # bits that pad a node's last byte are never set, so they may go with any unit
+    unit_of = np.full(8 * row_bytes, -1, dtype=np.int64)
+    unit_of[np.concatenate(units)] = np.repeat(np.arange(len(units)), [len(unit) for unit in units])
+    by_byte = unit_of.reshape(-1, 8)
+    alike = ((by_byte == by_byte[:, :1]) | (by_byte < 0)).all(axis=1)
     sends = Sends(
+        unit_of=unit_of,
+        unit_of_byte=np.where(alike, by_byte[:, 0], -1),
         unit_first=np.concatenate([[0], np.cumsum([len(unit) for unit in units])]),
         unit_bit=np.concatenate(units),
         send_first=send_first.astype(np.int64),
@@ -191,20 +236,25 @@ def prepare(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> Workload:
         event=np.array([SYNOP_EVENTS.index(SYNOP_EVENT[p.operator.kind]) for p in graph.projections]),
         offset=np.array(offset),
         recurrent=np.array([p.recurrent for p in graph.projections]),
+        constant=np.array([p.source in constant for p in graph.projections]),
+        timed=np.array([p.recurrent or p.source in constant for p in graph.projections]),
+        stage=np.array([*(stages[core.population] for core in mapping.cores), 0]),
         column=np.ascontiguousarray(places[:, 0]),
         row=np.ascontiguousarray(places[:, 1]),
     )
-    return Workload(graph, mapping, trace, sends, byte, row_bytes)
+    return Routes(graph, mapping, sends, byte, row_bytes)
 
 
-def _check(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> None:
+def _check_graph(graph: ProcessGraph, what: str, other: str, command: str) -> None:
     fingerprint = graph.fingerprint()
-    for what, other, command in (("mapping", mapping.graph, "map"), ("trace", trace.graph, "simulate")):
-        if other != fingerprint:
-            raise SpikeportError(
-                f"the {what} is of graph {other}, not of {graph.name!r} ({fingerprint}). "
-                f"Run `spikeport {command}` again."
-            )
+    if other != fingerprint:
+        raise SpikeportError(
+            f"the {what} is of graph {other}, not of {graph.name!r} ({fingerprint}). Run `spikeport {command}` again."
+        )
+
+
+def _check(graph: ProcessGraph, trace: Trace) -> None:
+    _check_graph(graph, "trace", trace.graph, "simulate")
     missing = [node.name for node in graph.event_nodes if node.name not in trace.packed]
     if missing:
         raise SpikeportError(f"the {trace.backend} trace lacks the spikes of {', '.join(missing)}.")
@@ -227,49 +277,73 @@ def _check(graph: ProcessGraph, mapping: Mapping, trace: Trace) -> None:
 
 def count(workload: Workload, threads: int | None = None, progress: Callable[[int], None] | None = None) -> Counts:
     """Count what the whole streamed run does."""
-    n_cores, chip_steps = len(workload.mapping.cores), workload.chip_steps
-    by_core = np.zeros((7, chip_steps, n_cores), dtype=np.int64)
-    totals = np.zeros((len(workload.graph.projections), 6), dtype=np.int64)
+    n_cores, chip_steps, sends = len(workload.mapping.cores), workload.chip_steps, workload.sends
+    by_core = np.zeros((chip_steps, (4 + len(SYNOP_EVENTS)) * n_cores), dtype=np.int64)
+    fired = np.zeros((2, 8 * workload.routes.row_bytes), dtype=np.int64)
 
     def work(start: int, stop: int) -> np.ndarray:
         spikes, active = workload.bits(start, stop)
-        counted, passed = by_core[:, start:stop], np.zeros_like(totals)
-        _count(spikes, active, start, workload.rows, workload.trace.steps, workload.sends, counted, passed)
-        return passed
+        fires = np.zeros_like(fired)
+        _count(spikes, active, start, workload.rows, workload.trace.steps, sends, by_core[start:stop], fires)
+        return fires
 
-    for passed in workload.each_chunk(work, threads, progress):
-        totals += passed
-    keys = ("packets", "synops", "within_tile", "hops_ew", "hops_ns", "sent_by_cores")
-    by_projection = {
-        projection.name: {key: int(totals[index, column]) for column, key in enumerate(keys)}
-        for index, projection in enumerate(workload.graph.projections)
-    }
+    for fires in workload.each_chunk(work, threads, progress):
+        fired += fires
+    tables = by_core.reshape(chip_steps, -1, n_cores)
     return Counts(
         samples=workload.trace.samples,
         chip_steps=chip_steps,
         neurons=np.array([len(core.neurons) for core in workload.mapping.cores], dtype=np.int64),
-        messages_in=by_core[0],
-        packets_out=by_core[1],
-        spikes=by_core[2],
-        active=by_core[3],
-        synops={event: by_core[4 + index] for index, event in enumerate(SYNOP_EVENTS)},
-        by_projection=by_projection,
+        messages_in=tables[:, 0],
+        packets_out=tables[:, 1],
+        spikes=tables[:, 2],
+        active=tables[:, 3],
+        synops={event: tables[:, 4 + index] for index, event in enumerate(SYNOP_EVENTS)},
+        by_projection=_by_projection(workload, fired),
     )
 
 
-@jit
-def is_set(row: np.ndarray, bit: int) -> bool:
-    """Whether a bit of a packed row is set (`numpy.packbits` order)."""
-    return (row[bit >> 3] >> (7 - (bit & 7))) & 1 != 0  # type: ignore[no-any-return]
+def _by_projection(workload: Workload, fired: np.ndarray) -> dict[str, dict[str, int]]:
+    """Totals of each projection. fired: (2, bits), how often each neuron fired in the whole run, and how often of these
+    at the last step of a sample."""
+    sends, n = workload.sends, len(workload.graph.projections)
+    through, n_cores = sends.send_projection, len(workload.mapping.cores)
+    bit = np.repeat(np.arange(fired.shape[1]), np.diff(sends.send_first))
+    times = fired[0][bit] - np.where(sends.recurrent[through], fired[1][bit], 0)
+    times[sends.constant[through]] = workload.rows
+    unit = sends.unit_of[bit]
+    east_west = np.abs(sends.column[unit] - sends.column[sends.send_core])
+    north_south = np.abs(sends.row[unit] - sends.row[sends.send_core])
+    each = {
+        "packets": 1,
+        "synops": sends.send_synops,
+        "within_tile": (east_west == 0) & (north_south == 0),
+        "hops_ew": east_west,
+        "hops_ns": north_south,
+        "sent_by_cores": unit < n_cores,
+    }
+    totals = {}
+    for key, factor in each.items():
+        # sums of whole numbers below 2^53 are exact in floats
+        totals[key] = np.bincount(through, times * factor, n).astype(np.int64)
+    return {
+        projection.name: {key: int(total[index]) for key, total in totals.items()}
+        for index, projection in enumerate(workload.graph.projections)
+    }
 
 
 @jit
-def sends_now(sends: Any, projection: int, chip_step: int, rows: int, steps: int) -> bool:
-    """Whether a spike at a chip step goes over a projection."""
-    row = chip_step - sends.offset[projection]
+def is_set(rows: np.ndarray, step: int, bit: int) -> bool:
+    """Whether a bit is set in a row of packed bits (`numpy.packbits` order)."""
+    return (rows[step, bit >> 3] >> (7 - (bit & 7))) & 1 != 0  # type: ignore[no-any-return]
+
+
+@jit
+def sends_now(row: int, rows: int, steps: int, recurrent: bool) -> bool:
+    """Whether a projection carries what its source sends for a sample step."""
     if row < 0 or row >= rows:
         return False
-    return not (sends.recurrent[projection] and row % steps == steps - 1)
+    return not (recurrent and row % steps == steps - 1)
 
 
 @jit
@@ -281,34 +355,57 @@ def _count(
     steps: int,
     sends: Any,
     counted: np.ndarray,
-    totals: np.ndarray,
+    fired: np.ndarray,
 ) -> None:
-    """counted: (7, chip steps, cores): messages in, packets out, spikes, active, synops by event; totals: (projections,
-    6)."""
-    cores = counted.shape[2]
+    """counted: (chip steps, 7 cores): messages in of each core, then packets out, spikes, active, synops by event.
+    fired: (2, bits)."""
+    # each attribute taken once: taking one in a loop costs more than the loop's work
+    unit_of, unit_of_byte, stage = sends.unit_of, sends.unit_of_byte, sends.stage
+    send_first, send_core, send_synops = sends.send_first, sends.send_core, sends.send_synops
+    send_projection, event, offset = sends.send_projection, sends.event, sends.offset
+    recurrent, timed = sends.recurrent, sends.timed
+    cores = len(stage) - 1
+    all_sent = not timed.any()
+    closing = np.empty(len(stage), np.int64)
     for step in range(spikes.shape[0]):
-        for unit in range(cores + 1):
-            for k in range(sends.unit_first[unit], sends.unit_first[unit + 1]):
-                bit = sends.unit_bit[k]
-                if unit < cores and is_set(active[step], bit):
-                    counted[3, step, unit] += 1
-                if not is_set(spikes[step], bit):
+        for unit in range(len(stage)):
+            closing[unit] = (start + step - stage[unit]) % steps == steps - 1
+        for byte in range(spikes.shape[1]):
+            bits = active[step, byte]
+            if bits:
+                unit = unit_of_byte[byte]
+                if unit >= 0:
+                    counted[step, 3 * cores + unit] += _ones(bits)
+                else:
+                    for k in range(8):
+                        if bits >> (7 - k) & 1:
+                            counted[step, 3 * cores + unit_of[8 * byte + k]] += 1
+            bits = spikes[step, byte]
+            if bits == 0:
+                continue
+            for k in range(8):
+                if not bits >> (7 - k) & 1:
                     continue
-                if unit < cores:
-                    counted[2, step, unit] += 1
-                for s in range(sends.send_first[bit], sends.send_first[bit + 1]):
-                    projection, core = sends.send_projection[s], sends.send_core[s]
-                    if not sends_now(sends, projection, start + step, rows, steps):
+                bit = 8 * byte + k
+                unit, packets = unit_of[bit], 0
+                fired[0, bit] += 1
+                fired[1, bit] += closing[unit]
+                for s in range(send_first[bit], send_first[bit + 1]):
+                    p, core = send_projection[s], send_core[s]
+                    late = not all_sent and timed[p]
+                    if late and not sends_now(start + step - offset[p], rows, steps, recurrent[p]):
                         continue
-                    if unit < cores:
-                        counted[1, step, unit] += 1
-                    counted[0, step, core] += 1
-                    counted[4 + sends.event[projection], step, core] += sends.send_synops[s]
-                    east_west = abs(sends.column[unit] - sends.column[core])
-                    north_south = abs(sends.row[unit] - sends.row[core])
-                    totals[projection, 0] += 1
-                    totals[projection, 1] += sends.send_synops[s]
-                    totals[projection, 2] += east_west == 0 and north_south == 0
-                    totals[projection, 3] += east_west
-                    totals[projection, 4] += north_south
-                    totals[projection, 5] += unit < cores
+                    packets += 1
+                    counted[step, core] += 1
+                    counted[step, (4 + event[p]) * cores + core] += send_synops[s]
+                if unit < cores:
+                    counted[step, cores + unit] += packets
+                    counted[step, 2 * cores + unit] += 1
+
+
+@jit
+def _ones(byte: int) -> int:
+    """Set bits of a byte."""
+    byte = byte - ((byte >> 1) & 0x55)
+    byte = (byte & 0x33) + ((byte >> 2) & 0x33)
+    return (byte + (byte >> 4)) & 0x0F

@@ -51,7 +51,7 @@ def test_nothing_generated_is_tracked(tracked: list[Path]) -> None:
     assert [path for path in tracked if path.suffix in generated and "tests" not in path.parts] == []
 
 
-@pytest.mark.parametrize("script", ["run", "setup.sh", "setup-lava.sh", "setup-peers.sh"])
+@pytest.mark.parametrize("script", ["run", "setup.sh", "setup-lava.sh", "setup-peers.sh", "setup-neurobench.sh"])
 def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / ".ci" / script, os.X_OK)
 
