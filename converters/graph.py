@@ -193,7 +193,7 @@ class ProcessGraph:
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for key in sorted(arrays):
             digest.update(key.encode() + str(arrays[key].dtype).encode())
-            digest.update(np.ascontiguousarray(arrays[key]))
+            digest.update(np.ascontiguousarray(arrays[key]).data)
         return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:

@@ -26,7 +26,7 @@ TRACED = {"fired": "fired", "updated": "updated", "hops": "hops", "sim_time": "s
 INPUT_CHUNK = 1 << 20  # input entries handed over at once
 
 
-def peak_rss_mib():
+def peak_rss_mib() -> float:
     """Peak memory of this process in MiB. Linux' `ru_maxrss` would count what the process that started it held."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
