@@ -488,7 +488,7 @@ def _write_synapses(
         if axon < 0:
             continue
         if axon != last:
-            targets, weights = axon_synapses(synapses, axon)
+            targets, weights = axon_synapses(projection.operator, synapses, axon)
             values = (weights.astype(np.int64) << projection.exponent).tolist()
             ends = [f"{to} w={value}{late}\n" for to, value in zip(targets.tolist(), values, strict=True)]
             last = axon

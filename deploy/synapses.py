@@ -45,12 +45,15 @@ class Synapses(NamedTuple):
         return max(len(self.cell_start), len(self.row_start)) - 1
 
 
+def _weight_type(operator: Operator) -> type:
+    """The type whose bits `Synapses` holds; int64 weights stay where they are."""
+    return np.int64 if operator.weight.dtype == np.int64 else np.float64
+
+
 def list_synapses(operator: Operator) -> Synapses:
     """The synapses of an operator in the form that the kernels read."""
     none = np.zeros(0, dtype=np.int64)
-    # int64 weights stay where they are
-    kind = np.int64 if operator.weight.dtype == np.int64 else np.float64
-    bits = np.ascontiguousarray(operator.weight, dtype=kind).view(np.int64)
+    bits = np.ascontiguousarray(operator.weight, dtype=_weight_type(operator)).view(np.int64)
     if isinstance(operator, Sparse | OneToOne):
         pairs = np.arange(operator.n_in) if isinstance(operator, OneToOne) else operator.source
         targets = np.arange(operator.n_in) if isinstance(operator, OneToOne) else operator.target
@@ -408,8 +411,9 @@ def list_words(layout: SynapticList, synapses: np.ndarray, index_bits: np.ndarra
     return total
 
 
-def axon_synapses(synapses: Synapses, axon: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets, int64, and weights, float64, of one axon's synapses; a target that it reaches twice is listed twice."""
+def axon_synapses(operator: Operator, synapses: Synapses, axon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Targets, int64, and weights, int64 or float64, of one axon's synapses of an operator and its `list_synapses`; a
+    target that it reaches twice is listed twice."""
     if synapses.geometry.size:
         cells = int(synapses.cell_start[axon + 1] - synapses.cell_start[axon])
         longest = synapses.weight[:, 0, :, :].size // int(synapses.geometry[-1]) * cells
@@ -417,4 +421,4 @@ def axon_synapses(synapses: Synapses, axon: int) -> tuple[np.ndarray, np.ndarray
         longest = int(synapses.row_start[axon + 1] - synapses.row_start[axon])
     targets, weights = np.empty(longest, np.int64), np.empty(longest, np.int64)
     n = _list_axon(synapses, axon, targets, weights)
-    return targets[:n], weights[:n].view(np.float64)
+    return targets[:n], weights[:n].view(_weight_type(operator))

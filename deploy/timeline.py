@@ -54,9 +54,8 @@ class _Rows:
 
     def __init__(self, timing: Timing, mapping: Mapping) -> None:
         self.timing, self.mapping = timing, mapping
-        self.first_thread = (
-            mapping.chips + 3
-        )  # behind the processes' ids: a thread with one of these is its main thread
+        # behind the processes' ids: a thread with one of these is its main thread
+        self.first_thread = mapping.chips + 3
         self.where = [_head(2 + core.chip, self._thread(index)) for index, core in enumerate(mapping.cores)]
         self.what = [json.dumps(core.population) for core in mapping.cores]
         microseconds = Decimal(repr(timing.tick_ns)) / 1000
