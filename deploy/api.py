@@ -14,15 +14,21 @@ from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_writer import to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
+from spikeport.deploy.chip import load_chip
+from spikeport.deploy.energy import price
+from spikeport.deploy.mapping import Mapping, map_network
 from spikeport.deploy.run_folder import encode
+from spikeport.deploy.summary import Cost
+from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.verify import Comparison, compare
+from spikeport.deploy.workload import count, prepare
 from spikeport.models.datasets import Dataset, load_dataset
 from spikeport.models.errors import BackendError
 from spikeport.models.recipe import Recipe, load_recipe
 from spikeport.models.trainer import Trained, train
 
-__all__ = ["Network", "accuracy", "convert", "load_recipe", "simulate", "train_recipe", "verify"]
+__all__ = ["Network", "OnChip", "accuracy", "convert", "load_recipe", "on_chip", "simulate", "train_recipe", "verify"]
 
 INPUT = "input"
 
@@ -79,6 +85,28 @@ def simulate(graph: ProcessGraph, inputs: dict[str, np.ndarray], backend: str = 
 def verify(graph: ProcessGraph, first: Trace, second: Trace) -> Comparison:
     """Compare two traces spike for spike; the result prints as one line and names the first difference."""
     return compare(graph, first, second)
+
+
+@dataclass(frozen=True, eq=False)
+class OnChip:
+    """A run on a chip: where the network lies, when everything happened, and what one inference costs."""
+
+    mapping: Mapping
+    timing: Timing
+    cost: Cost
+
+
+def on_chip(graph: ProcessGraph, trace: Trace, chip: str | Path = "loihi", model: Model = "cycle") -> OnChip:
+    """Map a graph onto a chip (a built-in name or a chip file), time a trace of `events` on it and price it.
+
+    Raises DoesNotFitError with what does not fit and by how much.
+    """
+    costs = load_chip(chip)
+    mapping = map_network(graph, costs)
+    workload = prepare(graph, mapping, trace)
+    counts = count(workload)
+    timing = simulate_timing(workload, counts, costs, model)
+    return OnChip(mapping, timing, price(workload, costs, counts, timing))
 
 
 def accuracy(graph: ProcessGraph, trace: Trace, labels: np.ndarray) -> float:
