@@ -86,30 +86,30 @@ class _Simulator:
             active={name: bits(name, start) for name, start in self.program.active.items()},
         )
 
+        # no samples: compiles the kernels, or loads them, before anybody looks at the clock
+        self._call(slice(0, 0), self.program.workspace(), np.zeros(0, np.int32), self._unread())
+
+    def _call(self, samples: slice, work: kernels.Work, payloads: np.ndarray, paid: np.ndarray) -> None:
+        net, steps = self.program.net, self.graph.steps
+        kernels.run_samples(samples.start, samples.stop, steps, net, work, payloads, paid, self.bits, self.synops)
+        self.idle.append(work)
+
+    def _unread(self) -> np.ndarray:
+        """Where the payloads of each node begin, before any is read."""
+        return np.zeros((len(self.graph.nodes), 3), np.int64)
+
     def run_samples(self, samples: slice) -> int:
         """Run some samples on this thread; return their number."""
         try:
             work = self.idle.pop()
         except IndexError:
             work = self.program.workspace()
-        payloads, paid = self._read(samples)
-        kernels.run_samples(
-            samples.start,
-            samples.stop,
-            self.graph.steps,
-            self.program.net,
-            work,
-            payloads,
-            paid,
-            self.bits,
-            self.synops,
-        )
-        self.idle.append(work)
+        self._call(samples, work, *self._read(samples))
         return int(samples.stop - samples.start)
 
     def _read(self, samples: slice) -> tuple[np.ndarray, np.ndarray]:
         """Pack the inputs of some samples into the trace; return the payloads of graded ones and where they begin."""
-        paid = np.zeros((len(self.graph.nodes), 3), np.int64)
+        paid = self._unread()
         payloads: list[np.ndarray] = []
         for index, node in enumerate(self.graph.inputs):
             if node.constant:
