@@ -19,7 +19,6 @@ express becomes a dense matrix.
 import json
 import math
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from spikeport.converters import lava_runner
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pair, Shape, Sparse, SumPool
 from spikeport.models.errors import BackendError, SpikeportError
+from spikeport.models.files import atomic_folder
 from spikeport.models.loihi_integers import BIAS_MANT_LIMIT, MAX_BIAS_EXP, MAX_DECAY, MAX_THRESHOLD, WEIGHT_RANGE
 
 LAVA_VERSION = "0.10.0"
@@ -103,23 +103,12 @@ def write_bundle(graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: Pat
     readme = _README.format_map(description | {"lava": LAVA_VERSION, "populations": len(graph.populations)})
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "bundle.json").exists():
         raise SpikeportError(f"{folder} holds files that are no bundle. Choose another folder for the bundle.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            (temporary / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-            (temporary / "README.md").write_text(readme, encoding="utf-8")
-            np.savez_compressed(temporary / "network.npz", **network)  # type: ignore[arg-type]
-            np.savez_compressed(temporary / "stream.npz", **stream)  # type: ignore[arg-type]
-            shutil.copyfile(lava_runner.__file__, temporary / "run_lava.py")
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise SpikeportError(f"cannot write the bundle {folder}: {error.strerror or error}.") from error
+    with atomic_folder(folder, "bundle") as temporary:
+        (temporary / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+        np.savez_compressed(temporary / "network.npz", **network)  # type: ignore[arg-type]
+        np.savez_compressed(temporary / "stream.npz", **stream)  # type: ignore[arg-type]
+        shutil.copyfile(lava_runner.__file__, temporary / "run_lava.py")
 
 
 def describe(

@@ -45,6 +45,7 @@ def price(workload: Workload, chip: Chip, counts: Counts, timing: Timing) -> Cos
     totals = {event: event_total(counts, event) for event in EVENT_TITLES}
     parts = [*_dynamic(chip, totals, counts.samples), _static(chip, mapping.chips, time_us)]
     per_inference = timing.tick_ns / 1000 / timing.samples
+    by_core = {event: counts.by_core(event) for event in CORE_EVENTS}
     return Cost(
         chip=chip.name,
         title=chip.title,
@@ -67,9 +68,12 @@ def price(workload: Workload, chip: Chip, counts: Counts, timing: Timing) -> Cos
             _share(chip, p.name, _of_projection(p, counts), counts.samples) for p in graph.projections
         ],
         by_core=[
-            _share(chip, f"{core.chip}:{core.core}", {event: int(by_core[event][index]) for event in CORE_EVENTS},
-                   counts.samples)
-            for by_core in [{event: counts.by_core(event) for event in CORE_EVENTS}]
+            _share(
+                chip,
+                f"{core.chip}:{core.core}",
+                {event: int(times[index]) for event, times in by_core.items()},
+                counts.samples,
+            )
             for index, core in enumerate(mapping.cores)
         ],
         step_time_by_cause={cause: int(ticks.sum()) * per_inference for cause, ticks in timing.causes.items()},

@@ -108,7 +108,7 @@ def run_step(fabric: Fabric, load: StepLoad) -> StepEvents:
     hops = fabric.columns + fabric.rows
     grants = np.zeros((packets * hops, 4), dtype=np.int64)
     moved = np.zeros(fabric.columns * fabric.rows * fabric.outputs, dtype=np.int64)
-    ended, times = np.zeros(cores + 1, dtype=np.int64), np.zeros((4, cores), dtype=np.int64)
+    ended, times = np.zeros(cores + 1, dtype=np.int64), np.zeros((3, cores), dtype=np.int64)
     figures = np.zeros(2 + len(CAUSES), dtype=np.int64)
     work = tuple(getattr(load, entry.name) for entry in fields(load))
     n = simulate(fabric.numbers(), fabric.tile, fabric.port, work, (put, arrived, taken), grants, moved, ended, times,
@@ -118,8 +118,8 @@ def run_step(fabric: Fabric, load: StepLoad) -> StepEvents:
     return StepEvents(put, arrived, taken, rows, ended, times[SYNAPSES_ENDED], int(figures[0]))
 
 
-STALLED, SYNAPSES_BEGAN, SYNAPSES_ENDED, SYNAPSES_BUSY = range(4)
-"""Rows of `times`: ticks a neuron unit stalled; first take, last end (-1: no packet) and work of a synapse unit."""
+STALLED, SYNAPSES_BEGAN, SYNAPSES_ENDED = range(3)
+"""Rows of `times`: ticks a neuron unit stalled; first take and last end (-1: no packet) of a synapse unit."""
 
 # The state of one chip step is one int64 array `m`, so that the functions below pass one thing and stay cheap. It
 # begins with a header: the numbers of the fabric, then where each table begins; the tables follow.
@@ -370,7 +370,6 @@ def _take_packets(m: np.ndarray, core: int, tick: int, times: np.ndarray) -> Non
             times[SYNAPSES_BEGAN, core] = tick
         m[own + LOOKED_UP] += m[row + LOOKUP]
         m[own + BUSY_UNTIL] = tick + m[row + SERVICE]
-        times[SYNAPSES_BUSY, core] += m[row + SERVICE]
         times[SYNAPSES_ENDED, core] = m[own + BUSY_UNTIL]
         _leave(m, box, tick)
         if m[box + WANTED]:
@@ -478,7 +477,7 @@ def simulate(
     """One chip step. Returns the moves written to `grants`, as many as it has room for.
 
     numbers: `Fabric.numbers`. work: the arrays of `StepLoad`. ticks: put, arrived, taken of `StepEvents`, each empty
-    where it is not asked for. moved: adds up the packets that each (tile, output) let through. times: (4, cores).
+    where it is not asked for. moved: adds up the packets that each (tile, output) let through. times: (3, cores).
     figures: end, critical core (-1: nothing to do), then the ticks of each of CAUSES, which add up to the end.
     """
     m = _memory(numbers, tile, port, work, len(grants))

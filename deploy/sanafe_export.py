@@ -17,7 +17,6 @@ of the mesh instead: SANA-FE's `cycle` timing knows only its own mesh of 8 x 4 t
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -33,6 +32,7 @@ from spikeport.deploy.run_folder import RunFolder
 from spikeport.deploy.synapses import axon_synapses, list_synapses
 from spikeport.deploy.trace import check_inputs
 from spikeport.models.errors import BackendError, ChipError, DoesNotFitError, QuantizationError, SpikeportError
+from spikeport.models.files import atomic_folder
 from spikeport.models.loihi_integers import DECAY_UNITY, INPUT_SHIFT, STATE_LIMIT
 
 SANAFE_VERSION = "2.2.9"
@@ -90,28 +90,17 @@ def write_sanafe(
     size = max(first, 1)  # without inputs, one that is silent
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").exists():
         raise SpikeportError(f"{folder} holds files that are no export for SANA-FE. Choose another folder for it.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            host = _host_core(mapping, regular)
-            delayed = any(_delay(graph, projection) for projection in graph.projections)
-            with (temporary / "arch.yaml").open("w", encoding="utf-8") as file:
-                file.writelines(_architecture(mapping, chip, host, size, delayed))
-            with (temporary / "network.net").open("w", encoding="utf-8") as file:
-                _write_network(file, graph, mapping, sources, host, size)
-            (temporary / "inputs.bin").write_bytes(_stream(graph, inputs, sources, size).tobytes())
-            plan = json.dumps(_plan(graph, mapping, chip, size))
-            (temporary / "plan.json").write_text(plan + "\n", encoding="utf-8")
-            shutil.copyfile(sanafe_runner.__file__, temporary / "run_sanafe.py")
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise SpikeportError(f"cannot write the export {folder}: {error.strerror or error}.") from error
+    with atomic_folder(folder, "export") as temporary:
+        host = _host_core(mapping, regular)
+        delayed = any(_delay(graph, projection) for projection in graph.projections)
+        with (temporary / "arch.yaml").open("w", encoding="utf-8") as file:
+            file.writelines(_architecture(mapping, chip, host, size, delayed))
+        with (temporary / "network.net").open("w", encoding="utf-8") as file:
+            _write_network(file, graph, mapping, sources, host, size)
+        (temporary / "inputs.bin").write_bytes(_stream(graph, inputs, sources, size).tobytes())
+        plan = json.dumps(_plan(graph, mapping, chip, size))
+        (temporary / "plan.json").write_text(plan + "\n", encoding="utf-8")
+        shutil.copyfile(sanafe_runner.__file__, temporary / "run_sanafe.py")
 
 
 def sanafe_stage(folder: RunFolder, sample: int) -> tuple[Path, str]:

@@ -206,7 +206,7 @@ class _Tables:
         return _Tables(
             np.zeros((n, 2 + len(mesh.CAUSES)), np.int64),
             np.zeros((n, cores + 1), np.int64),
-            np.zeros((n, 4, cores), np.int64),
+            np.zeros((n, 3, cores), np.int64),
             np.zeros((mapping.chips * mapping.columns * mapping.rows, 5 + mapping.cores_per_tile), np.int64),
         )
 

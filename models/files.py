@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise SpikeportError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder` that takes its place if the block succeeds, and is deleted otherwise.
+
+    Raises SpikeportError where it cannot be written; `what` names what the folder holds.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise SpikeportError(f"cannot write the {what} {folder}: {error.strerror or error}.") from error
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ from spikeport.deploy.mapping import Core, Mapping, map_network
 from spikeport.deploy.trace import Trace, pack
 
 SEEDS = st.integers(0, 2**32 - 1)
+EVENT_OF = {"dense": "synop_dense", "conv": "synop_conv", "sparse": "synop_sparse", "one_to_one": "synop_sparse"}
 
 
 # ---- what a chip step holds -----------------------------------------------------------------------------------------

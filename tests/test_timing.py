@@ -12,6 +12,7 @@ from graph_strategies import graphs, one_thread, random_graph
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from plain_chip import (
+    EVENT_OF,
     SEEDS,
     Visit,
     by_hand,
@@ -36,8 +37,6 @@ from spikeport.deploy.workload import count, prepare
 from spikeport.models.errors import SpikeportError
 
 __all__ = ["one_thread"]
-
-EVENT_OF = {"dense": "synop_dense", "conv": "synop_conv", "sparse": "synop_sparse", "one_to_one": "synop_sparse"}
 
 
 def timed(graph: ProcessGraph, mapping: Mapping, chip: Chip, trace: Trace, model: Model, threads: int = 1) -> Timing:

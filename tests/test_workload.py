@@ -9,6 +9,7 @@ from graph_strategies import graphs, one_thread, random_graph, random_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_chip import (
+    EVENT_OF,
     NEURON,
     SEEDS,
     by_hand,
@@ -32,7 +33,6 @@ from spikeport.models.errors import SpikeportError
 
 __all__ = ["one_thread"]
 
-EVENT_OF = {"dense": "synop_dense", "conv": "synop_conv", "sparse": "synop_sparse", "one_to_one": "synop_sparse"}
 CORE_EVENTS = ("axon_in", "axon_out", "spike", "neuron_active", "synop_dense", "synop_sparse", "synop_conv")
 
 
