@@ -23,6 +23,7 @@ import numpy as np
 from spikeport.converters.operators import Operator, Shape, operator_from
 from spikeport.models.errors import GraphError, SpikeportError
 from spikeport.models.files import read_arrays, write_arrays
+from spikeport.models.loihi_integers import MAX_THRESHOLD
 from spikeport.models.readouts import ReadoutKind
 
 FORMAT = "spikeport-process-graph"
@@ -36,7 +37,8 @@ Reset = Literal["zero", "subtract"]
 class FloatNeuron:
     """CUBA LIF in steps: u = current_keep u + a;  v = voltage_keep v + u + bias;  spike where v > threshold.
 
-    Each array is of shape () or of the population's shape. `current_keep` 0 means no synaptic filter.
+    Each array is of shape () or of the population's shape. `current_keep` 0 means no synaptic filter. An infinite
+    threshold makes an integrator, which never fires: only the population of a membrane readout may have it.
     """
 
     current_keep: np.ndarray
@@ -51,7 +53,8 @@ class LoihiNeuron:
     """CUBA LIF in Loihi's integers (`spikeport.models.loihi_integers` has the step).
 
     du, dv: 12 bit unsigned decays in 1/4096; vth: 17 bit; bias = bias_mant << bias_exp. Arrays of shape () or of the
-    population's shape, int64. `ds_offset` is the register added to du (1 in Lava's model).
+    population's shape, int64. `ds_offset` is the register added to du (1 in Lava's model). The population of a membrane
+    readout has the largest vth; a v beyond it fires and resets like any other.
     """
 
     du: np.ndarray
@@ -113,7 +116,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Readout:
-    """How a decision is read from a population's spikes (`spikeport.models.readouts` defines the kinds)."""
+    """How a decision is read from a population (`spikeport.models.readouts` defines the kinds)."""
 
     population: str
     kind: ReadoutKind = "count"
@@ -145,6 +148,11 @@ class ProcessGraph:
     def depth(self) -> int:
         """Chip steps from the input to the readout population."""
         return self.population(self.readout.population).stage
+
+    @property
+    def probed(self) -> Population | None:
+        """The population whose membrane decides; None where spikes do."""
+        return self.population(self.readout.population) if self.readout.kind == "membrane" else None
 
     def population(self, name: str) -> Population:
         """The population of that name."""
@@ -253,6 +261,33 @@ def _check(graph: ProcessGraph) -> None:
                     f"{target.name} works at stage {target.stage}."
                 )
     graph.population(graph.readout.population)
+    _check_integrators(graph)
+
+
+def _check_integrators(graph: ProcessGraph) -> None:
+    """Only the population of a membrane readout never fires, and nothing comes from it."""
+    kind = graph.readout.kind
+    for population in graph.populations:
+        neuron, probed = population.neuron, population is graph.probed
+        if isinstance(neuron, FloatNeuron):
+            integrates = np.isposinf(neuron.threshold)
+            if not probed and integrates.any():
+                raise GraphError(
+                    f"population {population.name!r} never fires (its threshold is infinite); only the population of "
+                    f"the readout 'membrane' may, and the readout is {kind!r} of {graph.readout.population!r}."
+                )
+        else:
+            integrates = np.asarray(neuron.vth) == MAX_THRESHOLD
+        if probed and not integrates.all():
+            raise GraphError(
+                f"the readout 'membrane' reads a population that never fires, but {population.name!r} has thresholds: "
+                f"give it the largest (infinite in floats, {MAX_THRESHOLD} in integers) or read its spikes."
+            )
+        if probed and graph.outgoing(population.name):
+            raise GraphError(
+                f"projection {graph.outgoing(population.name)[0].name!r} comes from {population.name!r}, which never "
+                "fires: its membrane is the readout."
+            )
 
 
 _NEURON_ARRAYS = {

@@ -11,6 +11,9 @@ divided by g, so that the weights stay those of the file:
     LIF      current_keep = 0,              voltage_keep = 1 - dt/tau,     g = (dt/tau) r
     IF       current_keep = 0,              voltage_keep = 1,              g = dt r
 
+An integrator (LI, CubaLI, I) is the same without threshold and reset. It may only be the node before the Output, which
+then reads its membrane. Its g goes into the weights, so that v is the membrane of the file.
+
 A constant input to a population with a synaptic filter ramps up through that filter. It is therefore carried by a
 constant source that fires at every step; without a filter it is an ordinary neuron bias.
 """
@@ -31,6 +34,7 @@ from spikeport.converters.operators import OneToOne, Operator, Pair, Shape, SumP
 from spikeport.models.errors import GraphError
 
 SPIKING = (nir.CubaLIF, nir.LIF, nir.IF)
+INTEGRATORS = (nir.CubaLI, nir.LI, nir.I)
 LINEAR = (nir.Affine, nir.Linear, nir.Scale, nir.Conv2d, nir.Flatten, nir.SumPool2d, nir.AvgPool2d)
 CONSTANT_INPUT = "constant"
 
@@ -67,7 +71,8 @@ def lower(
     """Lower a NIR graph to a float `ProcessGraph`.
 
     Args:
-        dt, reset: needed where the neurons' metadata does not record them; a contradiction is an error.
+        dt, reset: needed where the neurons' metadata does not record them; a contradiction is an error. An integrator
+            has no reset.
         steps: length of one sample; taken from the graph's metadata by default.
         message_bits: bits of the input's payload; from the metadata, else 1 (binary spikes).
 
@@ -80,18 +85,22 @@ def lower(
         raise GraphError(f"{name}: how many steps a sample lasts is not recorded; give steps.")
     sample_steps = steps if steps is not None else int(_number(name, metadata, "steps", 0))
     spiking = {key: node for key, node in graph.nodes.items() if isinstance(node, SPIKING)}
-    step = float(_agreed(spiking, "dt", dt))
-    mode: Reset = "subtract" if _agreed(spiking, "reset", reset) == "subtract" else "zero"
+    neurons = {key: node for key, node in graph.nodes.items() if isinstance(node, (*SPIKING, *INTEGRATORS))}
+    step = float(_agreed(neurons, "dt", dt))
+    mode: Reset = "subtract" if spiking and _agreed(spiking, "reset", reset) == "subtract" else "zero"
     walk = _Walk(graph)
-    forms = {key: walk.into(key) for key in spiking}
-    order, recurrent = _order(graph, spiking, forms)
+    forms = {key: walk.into(key) for key in neurons}
+    order, recurrent = _order(graph, neurons, forms)
     bits = message_bits if message_bits is not None else int(_number(name, metadata, "message_bits", 1))
     inputs = [Input(key, _shape(node.input_type["input"]), bits) for key, node in graph.inputs.items()]
     populations: list[Population] = []
     projections: list[Projection] = []
     for key in order:
-        neuron, constant = _neuron(key, spiking[key], forms[key], step, mode)
-        populations.append(Population(key, _shape(spiking[key].input_type["input"]), neuron))
+        node = neurons[key]
+        if isinstance(node, INTEGRATORS):
+            forms[key] = _gained(key, forms[key], _shrunk(_gain(key, node, step)))
+        neuron, constant = _neuron(key, node, forms[key], step, mode)
+        populations.append(Population(key, _shape(node.input_type["input"]), neuron))
         for term in forms[key].terms:
             pair = f"{term.source}->{key}"
             parallel = sum(projection.name.split("#")[0] == pair for projection in projections)
@@ -109,9 +118,10 @@ def lower(
             inputs.append(Input(source, constant.shape, constant=True))
             projections.append(Projection(f"{source}->{key}", source, key, OneToOne(constant.shape, constant.ravel())))
     populations, projections = balance(inputs, populations, projections)
+    output = _output_population(graph, walk)
     readout = Readout(
-        _output_population(graph, walk),
-        str(metadata.get("readout", "count")),  # type: ignore[arg-type]
+        output,
+        str(metadata.get("readout", "count" if output in spiking else "membrane")),  # type: ignore[arg-type]
         _number(name, metadata, "readout_keep", 0.0),
     )
     notes = {"discretization": "euler", "reset": mode}
@@ -251,29 +261,18 @@ def _neuron(
     key: str, node: nir.NIRNode, form: _LinearForm, dt: float, reset: Reset
 ) -> tuple[FloatNeuron, np.ndarray | None]:
     """Discretise a neuron; the second value is the constant that must pass through its synaptic filter, if any."""
-    if np.any(np.asarray(node.v_reset) != 0):
+    integrates = isinstance(node, INTEGRATORS)
+    if not integrates and np.any(np.asarray(node.v_reset) != 0):
         raise GraphError(f"node {key!r}: a reset potential other than 0 cannot be lowered.")
-    for constant in ("tau", "tau_mem", "tau_syn"):
-        if hasattr(node, constant) and np.any(np.asarray(getattr(node, constant)) < dt):
-            smallest = float(np.min(getattr(node, constant)))
-            raise GraphError(f"node {key!r}: {constant} = {smallest:g} s is shorter than dt = {dt:g} s.")
-    threshold = np.asarray(node.v_threshold, dtype=np.float64)
-    resistance = np.asarray(node.r, dtype=np.float64)
-    if isinstance(node, nir.IF):
-        current_keep, voltage_keep, leak = np.zeros(()), np.ones(()), np.zeros(())
-        gain = dt * resistance
-    else:
-        tau = np.asarray(node.tau_mem if isinstance(node, nir.CubaLIF) else node.tau, dtype=np.float64)
+    gain = np.ones(()) if integrates else _gain(key, node, dt)
+    threshold = np.asarray(np.inf if integrates else node.v_threshold, dtype=np.float64)
+    current_keep, voltage_keep, leak = np.zeros(()), np.ones(()), np.zeros(())
+    if not isinstance(node, (nir.IF, nir.I)):
+        tau = _tau(node)
         voltage_keep = 1 - dt / tau
         leak = dt / tau * np.asarray(node.v_leak, dtype=np.float64)
-        gain = dt / tau * resistance
-        current_keep = np.zeros(())
-        if isinstance(node, nir.CubaLIF):
-            tau_syn = np.asarray(node.tau_syn, dtype=np.float64)
-            current_keep = 1 - dt / tau_syn
-            gain = gain * (dt / tau_syn) * np.asarray(node.w_in, dtype=np.float64)
-    if np.any(gain <= 0):
-        raise GraphError(f"node {key!r}: r and w_in must be positive, or the neuron hears its input inverted or not.")
+    if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
+        current_keep = 1 - dt / np.asarray(node.tau_syn, dtype=np.float64)
     bias = leak / gain
     through_filter: np.ndarray | None = None
     if form.constant.any():
@@ -286,9 +285,39 @@ def _neuron(
         voltage_keep=_shrunk(voltage_keep),
         threshold=_shrunk(threshold / gain),
         bias=_shrunk(bias),
-        reset=reset,
+        reset="zero" if integrates else reset,
     )
     return neuron, through_filter
+
+
+def _gain(key: str, node: nir.NIRNode, dt: float) -> np.ndarray:
+    """g: what one unit of weighted input adds to the membrane in the step in which it arrives."""
+    for constant in ("tau", "tau_mem", "tau_syn"):
+        if hasattr(node, constant) and np.any(np.asarray(getattr(node, constant)) < dt):
+            smallest = float(np.min(getattr(node, constant)))
+            raise GraphError(f"node {key!r}: {constant} = {smallest:g} s is shorter than dt = {dt:g} s.")
+    resistance = np.asarray(node.r, dtype=np.float64)
+    gain: np.ndarray = dt * resistance if isinstance(node, (nir.IF, nir.I)) else dt / _tau(node) * resistance
+    if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
+        gain = gain * (dt / np.asarray(node.tau_syn, dtype=np.float64)) * np.asarray(node.w_in, dtype=np.float64)
+    if np.any(gain <= 0):
+        raise GraphError(f"node {key!r}: r and w_in must be positive, or the neuron hears its input inverted or not.")
+    return gain
+
+
+def _tau(node: nir.NIRNode) -> np.ndarray:
+    """The time constant of the membrane."""
+    cuba = isinstance(node, (nir.CubaLIF, nir.CubaLI))
+    return np.asarray(node.tau_mem if cuba else node.tau, dtype=np.float64)
+
+
+def _gained(key: str, form: _LinearForm, gain: np.ndarray) -> _LinearForm:
+    """What arrives at a node, times `gain`, one for all or one a neuron."""
+    try:
+        terms = tuple(_Term(term.source, compose.scale(term.map, gain)) for term in form.terms)
+        return _LinearForm(terms, form.constant * np.broadcast_to(gain, form.shape), form.shape)
+    except (GraphError, ValueError) as error:
+        raise GraphError(f"node {key!r}: {error}") from None
 
 
 def _shrunk(value: np.ndarray) -> np.ndarray:
@@ -333,22 +362,28 @@ def _output_population(graph: nir.NIRGraph, walk: _Walk) -> str:
     if len(names) != 1:
         raise GraphError(f"the graph has {len(names)} Output nodes; a decision is read from one.")
     sources = walk.sources[names[0]]
-    if len(sources) != 1 or not isinstance(graph.nodes[sources[0]], SPIKING):
+    if len(sources) != 1 or not isinstance(graph.nodes[sources[0]], (*SPIKING, *INTEGRATORS)):
         raise GraphError(
             f"Output node {names[0]!r} is fed by {', '.join(map(repr, sources))}; the decision must be read from one "
-            "spiking population."
+            "spiking population, or from one integrator (LI, CubaLI, I)."
         )
     return sources[0]
 
 
 def _check_supported(graph: nir.NIRGraph) -> None:
-    known = (nir.Input, nir.Output, *SPIKING, *LINEAR)
+    known = (nir.Input, nir.Output, *SPIKING, *INTEGRATORS, *LINEAR)
     for key, node in graph.nodes.items():
         if not isinstance(node, known):
-            names = ", ".join(kind.__name__ for kind in (*SPIKING, *LINEAR))
+            names = ", ".join(kind.__name__ for kind in (*SPIKING, *INTEGRATORS, *LINEAR))
             raise GraphError(
                 f"node {key!r} is of type {type(node).__name__}, which cannot be lowered to the chip. "
                 f"Supported: {names}."
+            )
+        followers = [target for source, target in graph.edges if source == key]
+        if isinstance(node, INTEGRATORS) and not all(isinstance(graph.nodes[to], nir.Output) for to in followers):
+            raise GraphError(
+                f"node {key!r} ({type(node).__name__}) feeds {', '.join(map(repr, followers))}: it sends no spikes, "
+                "only a membrane potential, and that can be read by the Output alone."
             )
 
 

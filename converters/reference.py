@@ -21,7 +21,8 @@ class Run:
     """What a batch left. Tensors of shape (samples, steps, *shape) by population name.
 
     spikes: uint8. currents: summed synaptic input `a`, only if recorded. u, v: after the step (v after reset), only if
-    recorded. active: bool, neurons that had a state, an input or a bias at that step.
+    recorded. active: bool, neurons that had a state, an input or a bias at that step. membrane: (samples, *shape), v of
+    the population that a membrane readout reads, after the last step; None for other readouts.
     """
 
     spikes: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Run:
     u: dict[str, torch.Tensor] = field(default_factory=dict)
     v: dict[str, torch.Tensor] = field(default_factory=dict)
     active: dict[str, torch.Tensor] = field(default_factory=dict)
+    membrane: torch.Tensor | None = None
 
 
 class Reference:
@@ -67,6 +69,8 @@ class Reference:
                 if record:
                     for target, value in ((run.currents, a), (run.u, states[name].u), (run.v, states[name].v)):
                         _store(target, name, t, graph.steps, value)
+        if graph.probed is not None:
+            run.membrane = states[graph.probed.name].v
         return run
 
     def _input(self, name: str, sent: dict[str, torch.Tensor], t: int, samples: int) -> torch.Tensor:

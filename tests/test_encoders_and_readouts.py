@@ -119,6 +119,21 @@ def test_decisions_and_ties(kind: str, spikes: np.ndarray, expected: int) -> Non
     assert found.dtype == np.int64
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float64])
+def test_the_highest_membrane_decides_and_ties_go_to_the_lower_class(dtype: type[np.generic]) -> None:
+    membranes = np.array([[-5, -3, -4], [0, 0, 0], [1, 7, 7], [8388607, 8388606, -8388607]], dtype)
+    assert decide("membrane", 0.5, membranes).tolist() == [1, 0, 1, 0]
+    assert scores("membrane", 0.5, membranes).tolist() == membranes.tolist()
+    assert scores("membrane", 0.5, membranes).dtype == np.float64
+
+
+@pytest.mark.parametrize("kind", ["count", "psc", "first_spike", "membrane"])
+def test_spikes_are_not_taken_for_membranes(kind: str) -> None:
+    wrong = np.zeros((2, 3) if kind != "membrane" else (2, 4, 3))
+    with pytest.raises(ValueError, match=kind):
+        scores(kind, 0.5, wrong)  # type: ignore[arg-type]
+
+
 SPIKES = arrays.arrays(
     np.uint8,
     st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 5)),

@@ -24,6 +24,7 @@ from spikeport.models.errors import GraphError
 
 SEEDS = st.integers(0, 2**32 - 1)
 SPIKING = (nir.CubaLIF, nir.LIF, nir.IF)
+INTEGRATORS = (nir.CubaLI, nir.LI, nir.I)
 STEPS = 12
 Edges = list[tuple[str, str]]
 
@@ -82,17 +83,19 @@ def simulate(
             x = arriving(key, t, key)
             rest = torch.zeros_like(x)
             current, membrane = state.get(key, (rest, rest))
-            r, threshold = tensor(node.r), tensor(node.v_threshold)
-            if isinstance(node, nir.CubaLIF):
+            r = tensor(node.r)
+            threshold = tensor(np.inf if isinstance(node, INTEGRATORS) else node.v_threshold)
+            if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
                 current = current + dt / tensor(node.tau_syn) * (-current + tensor(node.w_in) * x)
                 drive = tensor(node.v_leak) - membrane + r * current
                 membrane = membrane + dt / tensor(node.tau_mem) * drive
-            elif isinstance(node, nir.LIF):
+            elif isinstance(node, (nir.LIF, nir.LI)):
                 membrane = membrane + dt / tensor(node.tau) * (tensor(node.v_leak) - membrane + r * x)
             else:
                 membrane = membrane + dt * r * x
             spikes = (membrane > threshold).to(torch.float64)
-            membrane = membrane * (1 - spikes) if reset == "zero" else membrane - threshold * spikes
+            if not isinstance(node, INTEGRATORS):
+                membrane = membrane * (1 - spikes) if reset == "zero" else membrane - threshold * spikes
             state[key] = current, membrane
             history.spikes[key].append(spikes)
             history.membrane[key].append(membrane)
@@ -160,6 +163,12 @@ class Maker:
     def neuron(self, *shape: int) -> nir.NIRNode:
         kinds: list[Callable[..., nir.NIRNode]] = [self.cuba, self.lif, self.integrator]
         return kinds[int(self.rng.integers(3))](*shape)
+
+    def membrane(self, kind: type, *shape: int) -> nir.NIRNode:
+        """An integrator that only its membrane can be read of."""
+        spiking = {nir.CubaLI: self.cuba, nir.LI: self.lif, nir.I: self.integrator}[kind](*shape)
+        fields = ("tau_syn", "tau_mem", "tau", "r", "v_leak", "w_in")
+        return kind(**{key: value for key, value in vars(spiking).items() if key in fields})
 
     def weight(self, *shape: int) -> np.ndarray:
         return self.rng.normal(0.2, 1, shape) / np.sqrt(np.prod(shape[1:])) * 2
@@ -375,6 +384,108 @@ def test_the_networks_above_fire_in_every_population(case: Callable[[Maker], Cas
             rates.setdefault(name, []).append(float(torch.stack(history.spikes[name]).mean()))
     for name, found in rates.items():
         assert 0.02 < np.mean(found) < 0.9, (name, found)
+
+
+# ---- membranes that are read ----------------------------------------------------------------------------------------
+
+
+def read_by_membrane(make: Maker, kind: type, shape: str, metadata: dict[str, object]) -> Case:
+    """An integrator behind a matrix with a bias, behind a convolution with one, and behind neurons without weights."""
+    nodes = {"in": source(2, 4, 4), "conv1": make.conv(3, 2, 3), "a": make.neuron(3, 2, 2)}
+    if shape == "conv":
+        nodes |= {"conv2": make.conv(2, 3, 1), "v": make.membrane(kind, 2, 2, 2), "out": sink(2, 2, 2)}
+    elif shape == "bare":
+        nodes |= {"v": make.membrane(kind, 3, 2, 2), "out": sink(3, 2, 2)}
+    else:
+        flat = nir.Flatten(input_type={"input": np.array([3, 2, 2])}, start_dim=0, end_dim=-1)
+        nodes |= {"flat": flat, "w": make.affine(5, 12), "v": make.membrane(kind, 5), "out": sink(5)}
+    nodes["v"].metadata = {"dt": make.dt, "discretization": "euler"}
+    return Case(build(nodes, line(*nodes), **metadata), {"in": (2, 4, 4)}, ["a", "v"])
+
+
+@pytest.mark.parametrize("kind", INTEGRATORS)
+@pytest.mark.parametrize("shape", ["matrix", "conv", "bare"])
+@pytest.mark.parametrize("metadata", [{}, {"readout": "membrane"}], ids=["by default", "by metadata"])
+@given(SEEDS, st.sampled_from([1.0, 1e-3]))
+@settings(max_examples=4)
+def test_an_integrator_before_the_output_is_read_by_its_membrane(
+    kind: type, shape: str, metadata: dict[str, object], seed: int, dt: float
+) -> None:
+    """The membrane of the lowered graph is that of the file, in its unit, at every step and after the last one."""
+    rng = np.random.default_rng(seed)
+    made = read_by_membrane(Maker(rng, dt), kind, shape, metadata)
+    inputs = events(made, rng)
+    expected = torch.stack(simulate(made.graph, inputs, dt, "zero", made.order).membrane["v"], 1)
+    graph = lower(made.graph, "network", dt=dt, reset="zero")
+    assert graph.probed is not None
+    assert (graph.probed.name, graph.readout.kind) == ("v", "membrane")
+    run = Reference(graph).run(inputs, record=True)
+    torch.testing.assert_close(run.v["v"], expected, rtol=1e-9, atol=1e-9)
+    assert run.membrane is not None
+    assert torch.equal(run.membrane, run.v["v"][:, -1])
+    assert torch.equal(Reference(graph).run(inputs).membrane, run.membrane)
+    assert not run.spikes["v"].any()
+
+
+def test_a_network_of_an_integrator_alone_has_no_reset() -> None:
+    make = Maker(np.random.default_rng(0), 1e-3)
+    nodes = {"in": source(4), "w": make.linear(3, 4), "v": make.membrane(nir.LI, 3), "out": sink(3)}
+    nodes["v"].metadata = {"dt": 1e-3}
+    graph = lower(build(nodes, line(*nodes)), "network")
+    assert (graph.dt, float_neuron(graph.populations[0]).threshold) == (1e-3, np.inf)
+
+
+def test_an_integrator_of_one_gain_keeps_shared_weights() -> None:
+    make = Maker(np.random.default_rng(0), 1.0)
+    nodes = {"in": source(2, 4, 4), "conv": make.conv(3, 2, 3), "v": nir.I(r=np.full((3, 2, 2), 0.5))}
+    nodes["out"] = sink(3, 2, 2)
+    graph = lower(build(nodes, line(*nodes)), "network", dt=1.0)
+    np.testing.assert_allclose(graph.projections[0].operator.weight, 0.5 * nodes["conv"].weight)
+
+
+@pytest.mark.parametrize("kind", INTEGRATORS)
+@pytest.mark.parametrize(
+    ("edges", "said"),
+    [
+        ([*line("in", "v", "w", "a", "out")], "feeds 'w': it sends no spikes"),
+        ([*line("in", "v", "w", "out")], "feeds 'w': it sends no spikes"),
+        ([*line("in", "w", "v", "out"), ("v", "v")], "feeds 'out', 'v': it sends no spikes"),
+        ([*line("in", "v", "out"), *line("v", "a", "out")], "feeds 'out', 'a': it sends no spikes"),
+    ],
+    ids=["before a neuron", "before a linear node", "in a loop", "read and passed on"],
+)
+def test_an_integrator_elsewhere_is_refused(kind: type, edges: Edges, said: str) -> None:
+    make = Maker(np.random.default_rng(0), 1.0)
+    every = {"in": source(4), "v": make.membrane(kind, 4), "w": make.linear(4, 4), "a": make.lif(4), "out": sink(4)}
+    nodes = {key: node for key, node in every.items() if any(key in edge for edge in edges)}
+    with pytest.raises(GraphError, match=rf"'v' \({kind.__name__}\) {said}"):
+        lower(build(nodes, edges), "network", dt=1.0, reset="zero")
+
+
+@pytest.mark.parametrize(
+    ("spiking", "readout", "said"),
+    [
+        (True, "membrane", "'v' has thresholds"),
+        (False, "count", "'v' never fires.*'count' of 'v'"),
+        (False, "psc", "'v' never fires.*'psc' of 'v'"),
+    ],
+)
+def test_a_readout_that_does_not_fit_its_population_is_refused(spiking: bool, readout: str, said: str) -> None:
+    make = Maker(np.random.default_rng(0), 1.0)
+    nodes = {"in": source(4), "v": make.lif(4) if spiking else make.membrane(nir.LI, 4), "out": sink(4)}
+    with pytest.raises(GraphError, match=said) as caught:
+        lower(build(nodes, line(*nodes), readout=readout), "network", dt=1.0, reset="zero")
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("field_", "value"), [("r", 0.0), ("r", -1.0), ("tau", 0.5), ("tau_syn", 0.5), ("w_in", -1.0)])
+def test_an_integrator_that_cannot_be_lowered_is_named(field_: str, value: float) -> None:
+    kind = nir.LI if field_ == "tau" else nir.CubaLI
+    node = Maker(np.random.default_rng(0), 1.0).membrane(kind, 4)
+    getattr(node, field_)[2] = value
+    nodes = {"in": source(4), "v": node, "out": sink(4)}
+    with pytest.raises(GraphError, match="'v'"):
+        lower(build(nodes, line(*nodes)), "network", dt=1.0)
 
 
 # ---- what the lowered graph looks like ------------------------------------------------------------------------------
@@ -611,9 +722,6 @@ def ones(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "node",
     [
-        nir.LI(tau=ones(4), r=ones(4), v_leak=ones(4)),
-        nir.CubaLI(tau_syn=ones(4), tau_mem=ones(4), r=ones(4), v_leak=ones(4)),
-        nir.I(r=ones(4)),
         nir.Delay(delay=ones(4)),
         nir.Threshold(threshold=ones(4)),
         nir.NIRGraph({"i": source(4), "s": nir.Scale(ones(4)), "o": sink(4)}, line("i", "s", "o")),
