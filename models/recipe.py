@@ -1,17 +1,21 @@
 """Recipes: what to train and what to do with it, as TOML. A wrong key is named together with the nearest right one."""
 
 import difflib
+import itertools
+import math
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spikeport.models.cuba_lif import CubaLIF
-from spikeport.models.encoders import Encoder
+from spikeport.models.encoders import Encoder, EncoderName
 from spikeport.models.errors import RecipeError
-from spikeport.models.rules import CSBP
+from spikeport.models.losses import Loss, LossName
+from spikeport.models.readouts import ReadoutKind
+from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP
 
 
 class _Section(BaseModel):
@@ -19,37 +23,78 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """[data]: `set` digits or mnist; `validation` samples held out of training for selection; `test` (digits only)."""
+    """[data]: the set; `validation` samples held out of training for selection; `test` (digits only).
 
-    set: Literal["digits", "mnist"]
+    Recordings of events are binned into `network.steps` frames of `bin_ms` milliseconds, each a binary spike or a
+    count; `downsample` divides the sensor's sides. `subset` accepts files that are a part of the official ones, and
+    says so beside every figure.
+    """
+
+    set: Literal["digits", "mnist", "fashion-mnist", "cifar10", "nmnist", "dvs-gesture", "cifar10-dvs"]
     validation: int = Field(gt=0)
     test: int | None = Field(default=None, gt=0)
+    bin_ms: float = Field(default=3.0, gt=0)
+    events: Literal["binary", "count"] = "binary"
+    downsample: int = Field(default=1, ge=1)
+    subset: bool = False
 
 
 class NetworkSection(_Section):
-    """[network]: architecture as in the literature; time constants in steps of `dt` seconds."""
+    """[network]: architecture as in the literature or by name; time constants in steps of `dt` seconds.
+
+    levels: further thresholds above `threshold` for multi-level firing (MLF). leak: "none" keeps the whole membrane.
+    norm: batch normalisation over time and batch after each convolution, folded into the weights for deployment.
+    block: order of a residual block's parts. pool: sum or average pooling of spikes, or IF neurons that fire above
+    `pool_threshold` on the average. output: the last population fires, or it integrates and its membrane is read.
+    """
 
     architecture: str
     steps: int = Field(gt=0, le=1024)
     tau_mem: float = Field(ge=1)
     tau_syn: float = Field(ge=1)
     threshold: float = Field(default=1.0, gt=0)
+    levels: tuple[float, ...] = ()
     reset: Literal["zero", "subtract"] = "zero"
+    leak: bool = True
     dt: float = Field(default=1e-3, gt=0)
+    norm: Literal["none", "tdbn"] = "none"
+    block: Literal["spike-add", "early", "membrane"] = "spike-add"
+    bias: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    pool: Literal["sum", "average", "neurons"] = "sum"
+    pool_threshold: float = Field(default=0.75, gt=0)
+    output: Literal["spikes", "membrane"] = "spikes"
+    weight_scale: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels_as_tuple(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("levels"), list):
+            return values | {"levels": tuple(values["levels"])}
+        return values
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> "NetworkSection":
+        thresholds = (self.threshold, *self.levels)
+        if any(lower >= upper for lower, upper in itertools.pairwise(thresholds)):
+            raise ValueError(f"levels must rise above threshold = {self.threshold}")
+        return self
 
     def neuron(self) -> CubaLIF:
-        return CubaLIF(self.tau_syn, self.tau_mem, self.threshold, self.reset)
+        tau_mem = self.tau_mem if self.leak else math.inf
+        return CubaLIF(self.tau_syn, tau_mem, self.threshold, self.reset, self.levels)
 
 
 class EncoderSection(_Section):
-    """[encoder]: `rate` (binary, deterministic) or `graded` with `message_bits`."""
+    """[encoder]: how values become spikes (`spikeport.models.encoders`); `gain` multiplies what a spike stands for."""
 
-    name: Literal["rate", "graded"] = "rate"
+    name: EncoderName = "rate"
     message_bits: int = Field(default=1, ge=1, le=16)
+    gain: float = Field(default=1.0, gt=0)
 
 
-class RuleSection(_Section):
-    """[rule]: CSBP and its switches (`spikeport.models.rules.csbp`)."""
+class CsbpSection(_Section):
+    """[rule] csbp and its switches (`spikeport.models.rules.csbp`)."""
 
     name: Literal["csbp"] = "csbp"
     spike_error: Literal["existence", "shift"] = "existence"
@@ -57,23 +102,127 @@ class RuleSection(_Section):
     across_spikes: bool = True
     dead_neuron_rule: bool = True
 
-    def build(self) -> CSBP:
+    def build(self) -> Rule:
         return CSBP(self.spike_error, self.slope_floor, self.across_spikes, self.dead_neuron_rule)
 
 
-class TrainingSection(_Section):
-    """[training]: AdamW with a cosine schedule; the epoch with the best validation accuracy is kept.
+class TsslSection(_Section):
+    """[rule] tssl (`spikeport.models.rules.tssl`)."""
 
-    What is validated and kept is the running mean of the weights, w <- average w + (1 - average) new, if `average` > 0.
+    name: Literal["tssl"]
+    mode: Literal["author", "timing"] = "author"
+    dead_neuron_rule: bool = True
+
+    def build(self) -> Rule:
+        return TSSL(self.mode, self.dead_neuron_rule)
+
+
+class StbpSection(_Section):
+    """[rule] stbp (`spikeport.models.rules.stbp`)."""
+
+    name: Literal["stbp"]
+    surrogate: Literal["rectangular", "triangular", "arctan", "logistic"] = "rectangular"
+    width: float = Field(default=1.0, gt=0)
+    through_reset: bool = True
+
+    def build(self) -> Rule:
+        return STBP(self.surrogate, self.width, self.through_reset)
+
+
+class MlfSection(_Section):
+    """[rule] mlf: stbp with the rectangular surrogate at each of the neuron's levels (`spikeport.models.rules.mlf`)."""
+
+    name: Literal["mlf"]
+
+    def build(self) -> Rule:
+        return MLF()
+
+
+class SpikeBpSection(_Section):
+    """[rule] spike_bp (`spikeport.models.rules.spike_bp`)."""
+
+    name: Literal["spike_bp"]
+    leak_correction: bool = True
+
+    def build(self) -> Rule:
+        return SpikeBP(self.leak_correction)
+
+
+class RateBpSection(_Section):
+    """[rule] rate_bp (`spikeport.models.rules.rate_bp`)."""
+
+    name: Literal["rate_bp"]
+    slope_limit: float = Field(default=5.0, gt=0)
+
+    def build(self) -> Rule:
+        return RateBP(self.slope_limit)
+
+
+RuleSection = Annotated[
+    CsbpSection | TsslSection | StbpSection | MlfSection | SpikeBpSection | RateBpSection, Field(discriminator="name")
+]
+
+
+class LossSection(_Section):
+    """[loss] on the output of a window (`spikeport.models.losses`).
+
+    kernel: distance of filtered spike trains to a desired one. count: error of the mean output beyond `desired` and
+    `undesired` spike counts. rate_cross_entropy: of `gain` times the mean output. squared_error: of the mean output.
+    """
+
+    name: LossName = "kernel"
+    desired: float = Field(default=4.0, ge=0)
+    undesired: float = Field(default=0.0, ge=0)
+    gain: float = Field(default=10.0, gt=0)
+
+    def build(self, tau_syn: float) -> Loss:
+        return Loss(self.name, tau_syn, self.desired, self.undesired, self.gain)
+
+
+class ReadoutSection(_Section):
+    """[readout]: how a decision is read; by default from the filtered spikes, or from the membrane of an integrator."""
+
+    kind: Literal["psc", "count", "first_spike", "membrane"] | None = None
+
+
+class TrainingSection(_Section):
+    """[training]: the epoch with the best validation accuracy is kept.
+
+    optimizer: adamw, or sgd with `momentum`. schedule: cosine to zero, constant, or times `decay` at each of the
+    `milestones` (epochs). weight_limit: weights are clamped to [-limit, limit] after each step.
+    average: what is validated and kept is the running mean of the weights, w <- average w + (1 - average) new, if > 0.
+    precision: of convolutions and matrix products and of the tensors between them; weights, gradients of weights and
+    neuron states stay in float32. patience: stop after so many epochs without a better validation accuracy.
+    shift_pixels, flip, rotate_degrees, scale: random changes of the training images (`spikeport.models.augmentation`).
+    deterministic: refuse operations that are not reproducible on this device.
     """
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["cosine", "constant", "milestones"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    decay: float = Field(default=0.1, gt=0, le=1)
     clip_norm: float = Field(default=1.0, gt=0)
+    weight_limit: float | None = Field(default=None, gt=0)
     average: float = Field(default=0.0, ge=0, lt=1, description="per-step factor of the running mean of the weights")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    patience: int | None = Field(default=None, gt=0)
+    deterministic: bool = False
     shift_pixels: int = Field(default=0, ge=0, description="random shifts of the training images, in pixels")
+    flip: bool = False
+    rotate_degrees: float = Field(default=0.0, ge=0, le=180)
+    scale: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _milestones_as_tuple(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("milestones"), list):
+            return values | {"milestones": tuple(values["milestones"])}
+        return values
 
 
 class QuantizationSection(_Section):
@@ -112,14 +261,21 @@ class Recipe(_Section):
     data: DataSection
     network: NetworkSection
     encoder: EncoderSection = EncoderSection()
-    rule: RuleSection = RuleSection()
+    rule: RuleSection = CsbpSection()
+    loss: LossSection = LossSection()
+    readout: ReadoutSection = ReadoutSection()
     training: TrainingSection
     quantization: QuantizationSection = QuantizationSection()
     chip: ChipSection = ChipSection()
     check: CheckSection = CheckSection()
 
     def build_encoder(self) -> Encoder:
-        return Encoder(self.encoder.name, self.network.steps, self.encoder.message_bits)
+        return Encoder(self.encoder.name, self.network.steps, self.encoder.message_bits, gain=self.encoder.gain)
+
+    @property
+    def readout_kind(self) -> ReadoutKind:
+        """The readout asked for; else the membrane of an output that integrates, or filtered spikes."""
+        return self.readout.kind or ("membrane" if self.network.output == "membrane" else "psc")
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -171,17 +327,32 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     problems = error.errors()
     # a misspelt key is also missing under its right name; the misspelling says more
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in first["loc"])
+    section, path = _section(model, first["loc"])
+    where = ".".join(path)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        section: Any = model
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        key = str(first["loc"][-1])
-        return f"unknown key {where!r}{_nearest(key, section.model_fields)}.{more}"
+        return f"unknown key {where!r}{_nearest(path[-1], section.model_fields)}.{more}"
     if first["type"] == "missing":
         return f"key {where!r} is missing.{more}"
     return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+
+
+def _section(model: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
+    """The section that a location lies in, and its path without the tag by which pydantic tells rules apart."""
+    path = [str(location[0])] if location else []
+    for position, part in enumerate(location[:-1]):
+        field = getattr(model, "model_fields", {}).get(str(part))
+        if field is None:
+            path.append(str(location[position + 1]))
+            continue
+        model, following = field.annotation, str(location[position + 1])
+        choices = {choice.model_fields["name"].annotation: choice for choice in get_args(model) if choice is not None}
+        chosen = next((choice for tag, choice in choices.items() if following in get_args(tag)), None)
+        if chosen is not None:
+            model = chosen
+        else:
+            path.append(following)
+    return model, path
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -1,0 +1,101 @@
+"""What the rules have in common: a time window whose forward pass is the neuron's and whose backward pass is the rule's.
+
+Windows run eagerly (plain torch operations, the readable reference), compiled on the CPU (`window_compiled`) or fused
+on a GPU (`window_triton`); the three agree to float tolerance. A window keeps its input sums alone for the backward
+pass and simulates again there.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from spikeport.models.cuba_lif import CubaLIF, Window, filter_errors, filter_spikes, fire
+from spikeport.models.rules import window_compiled
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A learning rule.
+
+    eager: keep to plain torch operations on every device.
+    """
+
+    title: ClassVar[str]
+    """Name in tables and reports; says "reconstructed" where the method's text is not public."""
+    rate_level: ClassVar[bool] = False
+    """True where the error travels once for the whole window, between mean inputs and mean spikes."""
+
+    eager: bool = field(default=False, kw_only=True)
+
+    def __call__(self, x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
+        """Spikes of a window, of x's shape (steps, batch, ...), with the rule as their backward pass.
+
+        x: weighted sums of input spikes. A multi-level neuron sends 0..K, the sum of its levels.
+        """
+        spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self)
+        return spikes
+
+    @abstractmethod
+    def current_errors(
+        self, window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float
+    ) -> torch.Tensor:
+        """dL/du of one level's window, from B = dL/ds; both (steps, batch, ...)."""
+
+    def input_errors(self, x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
+        """dL/dx of a window, from its inputs x and B = dL/ds; all (steps, batch, ...)."""
+        current = filter_spikes(x, neuron.tau_syn)
+        errors = torch.zeros_like(x)
+        for threshold in neuron.thresholds:
+            errors = errors + self.current_errors(fire(current, neuron, threshold), spike_errors, neuron, threshold)
+        return filter_errors(errors, neuron.tau_syn)
+
+    def check(self, neuron: CubaLIF) -> None:
+        """Raise RecipeError where the rule is not defined for this neuron."""
+
+
+class _RuleWindow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule) -> torch.Tensor:
+        ctx.neuron, ctx.rule = neuron, rule
+        ctx.save_for_backward(x)
+        if window_compiled.handles(x, rule):
+            return window_compiled.forward(x, neuron)
+        current = filter_spikes(x, neuron.tau_syn)
+        spikes = torch.zeros_like(x)
+        for threshold in neuron.thresholds:
+            spikes += fire(current, neuron, threshold).spikes
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        if window_compiled.handles(x, ctx.rule):
+            return window_compiled.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
+        return ctx.rule.input_errors(x, gradients[0], ctx.neuron), None, None
+
+
+def dead_neuron_errors(window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float) -> torch.Tensor:
+    """B f'(p - threshold) on quiet steps, NaN elsewhere (steps, batch, ...).
+
+    Timing gradients cannot create a first spike. Quiet steps, where the filtered output is below 1 / (4 tau_syn), get
+    the derivative of a logistic f of width 0.2 instead, as TSSL-BP's code has it.
+    """
+    quiet = filter_spikes(window.spikes, neuron.tau_syn) < 1 / (4 * neuron.tau_syn)
+    return torch.where(quiet, spike_errors * logistic_slope(window.membrane - threshold), torch.nan)
+
+
+SURROGATE_WIDTH = 0.2
+SURROGATE_CLIP = 8.0
+
+
+def logistic_slope(distance: torch.Tensor) -> torch.Tensor:
+    """f'(x) of a logistic f of width 0.2, as TSSL-BP's code clips it."""
+    z = (-distance / SURROGATE_WIDTH).clamp(-SURROGATE_CLIP, SURROGATE_CLIP).exp()
+    return z / (SURROGATE_WIDTH * (1 + z) ** 2)
+
+
+def next_step(values: torch.Tensor) -> torch.Tensor:
+    """values[t + 1] at t, 0 at the last step."""
+    return torch.cat([values[1:], torch.zeros_like(values[:1])])
