@@ -515,13 +515,23 @@ def step_input(node, step, row, net, work, bits):  # type: ignore[no-untyped-def
     return read_spikes(packed, net.tables, node.order, work.lists[at:])
 
 
+@jit
+def read_membrane(p, work, row):  # type: ignore[no-untyped-def]
+    """Write v of a population, in the simulator's order."""
+    for i in range(row.size):
+        row[i] = work.wide_v[p.state + i] if p.kind == WIDE else np.int64(work.v[p.state + i])
+
+
 @numba.njit(**_OPTIONS, cache=True)
-def run_samples(first, last, steps, net, work, payloads, paid, bits, synops):  # type: ignore[no-untyped-def]
+def run_samples(  # type: ignore[no-untyped-def]
+    first, last, steps, net, work, payloads, paid, bits, synops, probed, membrane
+):
     """Run the samples first <= s < last, which may be one long one, and write their part of the trace.
 
     payloads: int32, of all events of graded inputs in these samples, input by input, in the order of the packed bits.
     paid: int64 (nodes, 3): where in them a node's spike lists begin, and where its next one will. bits, synops: the
-    trace of the whole run, flat.
+    trace of the whole run, flat. membrane: int64 (samples, size), v after the last step of the population in row
+    `probed` of the table, in the simulator's order; -1: of none.
     """
     for sample in range(first, last):
         for state in (work.u, work.v):
@@ -545,3 +555,5 @@ def run_samples(first, last, steps, net, work, payloads, paid, bits, synops):  #
                         synops[projection.synops + row] = done
                 node = net.nodes[population.node]
                 work.counts[population.node, half] = step_population(population, node, step, row, net, work, bits)
+        if probed >= 0:
+            read_membrane(net.populations[probed], work, membrane[sample])

@@ -29,6 +29,8 @@ class Program:
         bits, active: by node, the first byte of its spikes and active neurons in the trace's bits.
         synops: by projection, the place of its first count in the trace's counts.
         n_bits, n_synops: sizes of the two.
+        probed: row of the population whose membrane is read, -1 where none is.
+        probed_order: for each of its neurons in the graph's order, its place in the simulator's.
     """
 
     def __init__(self, graph: ProcessGraph, samples: int) -> None:
@@ -57,6 +59,9 @@ class Program:
             row |= {"first": len(projections), "last": len(projections) + len(rows), "unit": 1 << (SHIFT + unit)}
             populations.append(row)
             projections += rows
+        probed = graph.probed
+        self.probed = -1 if probed is None else graph.populations.index(probed)
+        self.probed_order = _inside((0,) if probed is None else self._views[probed.name])
         self.net = kernels.Network(
             _records(nodes, kernels.NODE),
             _records(populations, kernels.POPULATION_ROW),

@@ -52,6 +52,8 @@ def run(
             done += finished
             if progress:
                 progress(done)
+    if graph.probed is not None:
+        simulator.trace.membrane = simulator.membrane[:, simulator.program.probed_order]
     simulator.trace.seconds = time.perf_counter() - started
     return simulator.trace
 
@@ -65,6 +67,7 @@ class _Simulator:
         self.most_samples = max(1, PIECE // (graph.steps * sum(node.size for node in graph.event_inputs) + 1))
         self.bits = np.zeros(self.program.n_bits, np.uint8)
         self.synops = np.zeros(self.program.n_synops, np.int64)
+        self.membrane = np.zeros((samples, self.program.probed_order.size), np.int64)
         self.idle: deque[kernels.Work] = deque()
         rows = samples * graph.steps
 
@@ -90,8 +93,9 @@ class _Simulator:
         self._call(slice(0, 0), self.program.workspace(), np.zeros(0, np.int32), self._unread())
 
     def _call(self, samples: slice, work: kernels.Work, payloads: np.ndarray, paid: np.ndarray) -> None:
+        trace = self.bits, self.synops, self.program.probed, self.membrane
         net, steps = self.program.net, self.graph.steps
-        kernels.run_samples(samples.start, samples.stop, steps, net, work, payloads, paid, self.bits, self.synops)
+        kernels.run_samples(samples.start, samples.stop, steps, net, work, payloads, paid, *trace)
         self.idle.append(work)
 
     def _unread(self) -> np.ndarray:

@@ -36,6 +36,7 @@ def run(
     batch = max(1, STATES_PER_BATCH // max(node.size for node in nodes))
     packed: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
     active: dict[str, list[np.ndarray]] = {population.name: [] for population in graph.populations}
+    membrane: list[np.ndarray] = []
     states: dict[str, dict[str, list[np.ndarray]]] = {p.name: {"a": [], "u": [], "v": []} for p in graph.populations}
     for start in range(0, samples, batch):
         part = {name: array[start : start + batch] for name, array in inputs.items()}
@@ -48,6 +49,8 @@ def run(
             if record:
                 for key, values in (("a", run_.currents), ("u", run_.u), ("v", run_.v)):
                     states[name][key].append(values[name].flatten(2).cpu().numpy())
+        if run_.membrane is not None:
+            membrane.append(run_.membrane.flatten(1).cpu().numpy())
         if progress:
             progress(min(start + batch, samples))
     return Trace(
@@ -58,6 +61,7 @@ def run(
         sizes={node.name: node.size for node in nodes},
         packed={name: np.concatenate(parts) for name, parts in packed.items()},
         active={name: np.concatenate(parts) for name, parts in active.items()},
+        membrane=np.concatenate(membrane) if membrane else None,
         states={name: {key: np.concatenate(parts) for key, parts in kinds.items()} for name, kinds in states.items()}
         if record
         else {},

@@ -1,5 +1,7 @@
 """`Trace`: what a backend did: the spikes of every population, by sample and step, and what was counted on the way.
 
+Where the readout is a membrane, the trace also holds that membrane as it stood after the last step of each sample.
+
 Spikes are bit-packed: ten thousand samples of a twelve-thousand-neuron network take tens of megabytes, and two traces
 are compared by exclusive or. Sample steps are those of the reference (stage delays of a streamed run are taken out).
 """
@@ -30,6 +32,8 @@ class Trace:
         packed: per population, uint8 (samples, steps, ceil(size / 8)), `numpy.packbits` over the flat neuron index.
         synops: per projection, int64 (samples, steps): synaptic operations counted while running; may be empty.
         active: per population, packed as the spikes: neurons that had a state, an input or a bias; may be empty.
+        membrane: v of the readout population after the last step of each sample, (samples, size), int64, or float64 of
+            a float network; None where spikes decide.
         states: per population, {"u": ..., "v": ...} int64 (samples, steps, size) where asked for; v after reset.
         seconds: wall time of the run.
     """
@@ -42,6 +46,7 @@ class Trace:
     packed: dict[str, np.ndarray]
     synops: dict[str, np.ndarray] = field(default_factory=dict)
     active: dict[str, np.ndarray] = field(default_factory=dict)
+    membrane: np.ndarray | None = None
     states: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -74,6 +79,7 @@ class Trace:
             {name: array[cut] for name, array in self.packed.items()},
             {name: array[cut] for name, array in self.synops.items()},
             {name: array[cut] for name, array in self.active.items()},
+            None if self.membrane is None else self.membrane[cut],
             {name: {key: array[cut] for key, array in state.items()} for name, state in self.states.items()},
             self.seconds,
         )
@@ -93,6 +99,7 @@ class Trace:
         arrays = {f"spikes.{name}": array for name, array in self.packed.items()}
         arrays |= {f"synops.{name}": array for name, array in self.synops.items()}
         arrays |= {f"active.{name}": array for name, array in self.active.items()}
+        arrays |= {} if self.membrane is None else {"membrane": self.membrane}
         write_arrays(path, header, arrays)
 
     @staticmethod
@@ -105,12 +112,14 @@ class Trace:
                 "`spikeport train` for the float trace, `spikeport simulate` for the others."
             )
         groups: dict[str, dict[str, np.ndarray]] = {"spikes": {}, "synops": {}, "active": {}}
+        membrane = arrays.pop("membrane", None)
         try:
             for key, array in arrays.items():
                 group, name = key.split(".", 1)
                 groups[group][name] = array
             fields = {key: header[key] for key in ("backend", "graph", "samples", "steps", "sizes", "seconds")}
-            trace = Trace(**fields, packed=groups["spikes"], synops=groups["synops"], active=groups["active"])
+            packed, synops, active = groups["spikes"], groups["synops"], groups["active"]
+            trace = Trace(**fields, packed=packed, synops=synops, active=active, membrane=membrane)
             trace._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpikeportError(f"{path} contradicts itself ({error}). Run `spikeport simulate` again.") from None
@@ -128,6 +137,10 @@ class Trace:
         for name, array in self.synops.items():
             if array.shape != extent:
                 raise ValueError(f"counts of {name!r} have shape {array.shape}")
+        if self.membrane is not None:
+            rows, dtype = self.membrane.shape[:1], self.membrane.dtype
+            if self.membrane.ndim != 2 or rows != extent[:1] or dtype not in (np.int64, np.float64):
+                raise ValueError(f"the membrane has shape {self.membrane.shape} and type {dtype}")
 
 
 def pack(spikes: np.ndarray) -> np.ndarray:
@@ -163,5 +176,26 @@ def check_inputs(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> int:
 
 
 def decisions(readout: Readout, trace: Trace, steps: int | None = None) -> np.ndarray:
-    """Class of each sample, from the readout population's spikes in the first `steps` steps (all by default)."""
-    return decide(readout.kind, readout.keep, trace.spikes(readout.population)[:, :steps])
+    """Class of each sample, int64 (samples,).
+
+    Args:
+        steps: read the spikes of the first so many steps only. A membrane is read after the last step alone.
+
+    Raises SpikeportError where the trace lacks the membrane that decides, or that is to be read earlier.
+    """
+    if readout.kind != "membrane":
+        return decide(readout.kind, readout.keep, trace.spikes(readout.population)[:, :steps])
+    if steps is not None and steps != trace.steps:
+        raise SpikeportError(f"the membrane of {readout.population!r} is read after {trace.steps} steps, not {steps}.")
+    return decide(readout.kind, readout.keep, final_membrane(readout, trace))
+
+
+def final_membrane(readout: Readout, trace: Trace) -> np.ndarray:
+    """The membrane that decides, (samples, size). Raises SpikeportError where the trace does not hold it."""
+    size = trace.sizes[readout.population]
+    if trace.membrane is None or trace.membrane.shape != (trace.samples, size):
+        raise SpikeportError(
+            f"the {trace.backend} trace does not hold the membrane of {readout.population!r}, which decides. "
+            "Run the stage that writes it again."
+        )
+    return trace.membrane

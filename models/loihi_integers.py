@@ -11,9 +11,10 @@ Equal to Lava 0.10's bit-accurate LIF (ds_offset 1), overflow included. "subtrac
 no Lava process; it is for simulators only.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # importing torch takes seconds, and graphs need the constants alone
+    import torch
 
 DECAY_BITS = 12
 DECAY_UNITY = 1 << DECAY_BITS
@@ -30,26 +31,28 @@ WEIGHT_RANGE = {"mixed": (-256, 254, 2), "excitatory": (0, 255, 1), "inhibitory"
 class IntegerState(NamedTuple):
     """Current u and membrane v, int64 tensors of one shape."""
 
-    u: torch.Tensor
-    v: torch.Tensor
+    u: "torch.Tensor"
+    v: "torch.Tensor"
 
 
-def truncate_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+def truncate_shift(x: "torch.Tensor", bits: int) -> "torch.Tensor":
     """Shift right towards zero: sign(x) * (|x| >> bits)."""
+    import torch
+
     return torch.sign(x) * (x.abs() >> bits)
 
 
 def integer_step(
     state: IntegerState,
-    a: torch.Tensor,
+    a: "torch.Tensor",
     *,
-    du: torch.Tensor,
-    dv: torch.Tensor,
-    vth: torch.Tensor,
-    bias: torch.Tensor,
+    du: "torch.Tensor",
+    dv: "torch.Tensor",
+    vth: "torch.Tensor",
+    bias: "torch.Tensor",
     ds_offset: int = 1,
     reset: str = "zero",
-) -> tuple[IntegerState, torch.Tensor]:
+) -> tuple[IntegerState, "torch.Tensor"]:
     """Advance neurons by one step.
 
     Args:
@@ -60,6 +63,8 @@ def integer_step(
     Returns:
         The state after reset, and the spikes as bool.
     """
+    import torch
+
     u = truncate_shift(state.u * (DECAY_UNITY - (du + ds_offset)), DECAY_BITS) + (a << INPUT_SHIFT)
     wrapped = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
     u = torch.where(wrapped <= -STATE_LIMIT, u + 2 * STATE_LIMIT, wrapped)
@@ -71,6 +76,8 @@ def integer_step(
     return IntegerState(u, v), spikes
 
 
-def shift_bias(mant: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+def shift_bias(mant: "torch.Tensor", exponent: "torch.Tensor") -> "torch.Tensor":
     """bias_mant << bias_exp; a negative exponent shifts right (arithmetically, as Lava does)."""
+    import torch
+
     return torch.where(exponent >= 0, mant << exponent.clamp(min=0), mant >> (-exponent).clamp(min=0))

@@ -41,6 +41,7 @@ def graphs(**fixed: object) -> st.SearchStrategy[ProcessGraph]:
         "graded": st.booleans(),
         "recurrent": st.booleans(),
         "hot": st.booleans(),
+        "membrane": st.booleans(),
     }
     return st.builds(random_graph, **(drawn | {key: st.just(value) for key, value in fixed.items()}))
 
@@ -58,6 +59,7 @@ def random_graph(
     graded: bool = True,
     recurrent: bool = True,
     hot: bool = False,
+    membrane: bool = False,
 ) -> ProcessGraph:
     """A balanced integer graph of small populations, with every operator and neuron parameter that a backend knows.
 
@@ -65,6 +67,7 @@ def random_graph(
         graded: let one input carry payloads of several bits.
         recurrent: let populations feed themselves and earlier ones, from the step before.
         hot: large exponents and slow decays, so that u wraps and v saturates.
+        membrane: add a population that only integrates (and fires where it saturates); its membrane is the readout.
     """
     rng = np.random.default_rng(seed)
     sources = [
@@ -99,9 +102,18 @@ def random_graph(
         made.append(population)
         nodes.append(population)
         projections += incoming
+    readout = Readout(made[-1].name)
+    if membrane:
+        operator = random_operator(rng, made[-1].shape, KINDS[int(rng.integers(len(KINDS)))])
+        made.append(Population("integrator", operator.out_shape, random_integrator(rng, operator.out_shape, hot)))
+        for node in [node for node in nodes[:-1] if rng.random() < 0.35]:
+            beside = _operator_between(rng, node.shape, operator.out_shape)
+            projections.append(_projection(rng, projections, node, "integrator", beside, hot))
+        projections.append(_projection(rng, projections, nodes[-1], "integrator", operator, hot))
+        nodes.append(made[-1])
+        readout = Readout("integrator", "membrane")
     bounded = _within(LARGEST_CURRENT, nodes, projections)
     staged, padded = balance(sources, made, bounded)
-    readout = Readout(staged[-1].name)
     return ProcessGraph(f"random {seed}", steps, 1e-3, tuple(sources), tuple(staged), tuple(padded), readout)
 
 
@@ -170,6 +182,13 @@ def random_neuron(rng: np.random.Generator, shape: Shape, hot: bool = False) -> 
         ds_offset=int(rng.integers(2)),
         reset="subtract" if rng.random() < 0.4 else "zero",
     )
+
+
+def random_integrator(rng: np.random.Generator, shape: Shape, hot: bool = False) -> LoihiNeuron:
+    """A neuron with the largest threshold; half of them leak slowly or not at all."""
+    neuron = random_neuron(rng, shape, hot)
+    dv = np.asarray(rng.integers(0, 3, shape if rng.random() < 0.5 else ())) if rng.random() < 0.5 else neuron.dv
+    return replace(neuron, dv=dv, vth=np.full(shape if rng.random() < 0.3 else (), 2**17 - 1, np.int64))
 
 
 def explicit_matrix(operator: Operator) -> tuple[np.ndarray, np.ndarray]:

@@ -64,11 +64,24 @@ def network(
 
 
 def assert_same(graph: ProcessGraph, first: Trace, second: Trace) -> None:
-    """Every population's spikes and active neurons are equal."""
+    """Every population's spikes and active neurons are equal, and the membrane that is read."""
+    assert_same_membrane(graph, first.membrane, second.membrane)
     for population in graph.populations:
         name = population.name
         np.testing.assert_array_equal(first.spikes(name), second.spikes(name), name)
         np.testing.assert_array_equal(first.active[name], second.active[name], name)
+
+
+def assert_same_membrane(graph: ProcessGraph, first: np.ndarray | None, second: np.ndarray | None) -> None:
+    """Both have the membrane if it is the readout, and then the same integers."""
+    if graph.probed is None:
+        assert first is None
+        assert second is None
+        return
+    for membrane in (first, second):
+        assert membrane is not None
+        assert (membrane.shape[1], membrane.dtype) == (graph.probed.size, np.int64)
+    np.testing.assert_array_equal(first, second, "membrane")
 
 
 @given(graphs(), SEEDS)
@@ -84,6 +97,8 @@ def test_torch_and_events_do_what_the_plain_model_does(graph: ProcessGraph, seed
             np.testing.assert_array_equal(trace.active[name], pack(plain.active[name]), f"{trace.backend} {name}")
         for key, expected in (("a", plain.a), ("u", plain.u), ("v", plain.v)):
             np.testing.assert_array_equal(torch_trace.states[name][key], expected[name], f"{key} of {name}")
+    for trace in (torch_trace, event_trace):
+        assert_same_membrane(graph, trace.membrane, plain.v[graph.probed.name][:, -1] if graph.probed else None)
     for projection in graph.projections:
         np.testing.assert_array_equal(event_trace.synops[projection.name], plain.synops[projection.name])
 
@@ -128,14 +143,16 @@ def test_a_streamed_chip_gives_the_reference_shifted_by_the_stages(graph: Proces
     """Delays and stages: samples back to back, one chip step a connection, each stage reset l steps after the input."""
     inputs = random_inputs(graph, seed, samples=2)
     expected = torch_backend.run(graph, inputs, device="cpu")
-    streamed = stream(graph, inputs)
+    streamed, membranes = stream(graph, inputs)
     for population in graph.populations:
         name = population.name
         np.testing.assert_array_equal(streamed[name], expected.spikes(name), name)
+    assert_same_membrane(graph, expected.membrane, membranes[graph.probed.name] if graph.probed else None)
 
 
-def stream(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One run over all samples in chip time; spikes of each population (samples, steps, size), cut out at its stage.
+def stream(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """One run over all samples in chip time; spikes of each population (samples, steps, size), cut out at its stage,
+    and v of each after the last step of a sample, (samples, size).
 
     Each chip step runs the populations by themselves on what was sent 1 + delay chip steps earlier.
     """
@@ -147,6 +164,7 @@ def stream(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.n
         sent[node.name][:rows] = 1 if node.constant else inputs[node.name].reshape(rows, -1)
         if node.constant:
             sent[node.name][:] = 1
+    membranes = {}
     for population in graph.populations:
         incoming = graph.incoming(population.name)
         late = np.zeros((chip_steps, population.size), np.int64)
@@ -160,13 +178,14 @@ def stream(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.n
             wait = 1 + projection.delay
             late[wait:] += sums[:-wait] if chip_steps > wait else 0
         own = late[population.stage : population.stage + rows].reshape(samples, graph.steps, -1)
-        spikes = advance_alone(population, own, graph.steps)
+        spikes, membranes[population.name] = advance_alone(population, own, graph.steps)
         sent[population.name][population.stage : population.stage + rows] = spikes.reshape(rows, -1)
-    return {p.name: sent[p.name][p.stage : p.stage + rows].reshape(samples, graph.steps, -1) for p in graph.populations}
+    spikes_of = {p.name: sent[p.name][p.stage : p.stage + rows] for p in graph.populations}
+    return {name: spikes.reshape(samples, graph.steps, -1) for name, spikes in spikes_of.items()}, membranes
 
 
-def advance_alone(population: Population, currents: np.ndarray, steps: int) -> np.ndarray:
-    """Spikes of a population that is given its synaptic sums (samples, steps, size), by the plain model."""
+def advance_alone(population: Population, currents: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes and last v of a population that is given its synaptic sums (samples, steps, size), by the plain model."""
     high, low = (Input(name, population.shape, 26) for name in ("high", "low"))
     ones = np.ones(population.size, np.int64)
     alone = ProcessGraph(
@@ -184,7 +203,8 @@ def advance_alone(population: Population, currents: np.ndarray, steps: int) -> n
     assert np.abs(currents).max() <= LARGEST_CURRENT
     shaped = currents.reshape(*currents.shape[:2], *population.shape)
     split = {"high": np.maximum(shaped, 0), "low": np.maximum(-shaped, 0)}
-    return simulate_plainly(alone, split).spikes[population.name]
+    run = simulate_plainly(alone, split)
+    return run.spikes[population.name], run.v[population.name][:, -1]
 
 
 def test_the_random_networks_reach_what_they_are_for() -> None:
@@ -212,9 +232,32 @@ def test_the_random_networks_reach_what_they_are_for() -> None:
     }
 
 
+def test_the_random_integrators_reach_what_they_are_for() -> None:
+    """Images and flat ones, with and without a leak, some that fire because they saturate, most that never do."""
+    seen: set[str] = set()
+    silent = different = 0
+    for seed in range(24):
+        graph = random_graph(seed, populations=1 + seed % 3, hot=seed % 2 == 1, membrane=True)
+        assert graph.probed is not None
+        run = simulate_plainly(graph, random_inputs(graph, seed, samples=2))
+        last = run.v[graph.probed.name][:, -1]
+        parameters = graph.probed.neuron
+        assert isinstance(parameters, LoihiNeuron)
+        different += len(np.unique(last)) > 1
+        silent += not run.spikes[graph.probed.name].any()
+        seen |= {"fires"} if run.spikes[graph.probed.name].any() else set()
+        seen |= {"image" if len(graph.probed.shape) == 3 and min(graph.probed.shape) > 1 else "flat"}
+        seen |= {"leaks" if np.all(parameters.dv) else "does not leak"}
+    assert seen == {"fires", "image", "flat", "leaks", "does not leak"}
+    assert min(silent, different) > 12
+
+
+@pytest.mark.parametrize("membrane", [False, True])
 @pytest.mark.parametrize(("threads", "chunk"), [(1, 1), (2, 1), (2, 3), (5, 7), (1, 1000)])
-def test_events_do_not_depend_on_threads_and_chunks(threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = random_graph(11, populations=4, steps=5)
+def test_events_do_not_depend_on_threads_and_chunks(
+    threads: int, chunk: int, membrane: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = random_graph(11, populations=4, steps=5, membrane=membrane)
     inputs = random_inputs(graph, 1, samples=11)
     expected = event_simulator.run(graph, inputs, threads=1)
     monkeypatch.setattr(event_simulator, "MOST_SAMPLES", chunk)
@@ -228,8 +271,9 @@ def test_events_do_not_depend_on_threads_and_chunks(threads: int, chunk: int, mo
     assert done[-1] == 11
 
 
-def test_torch_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = random_graph(11, populations=4, steps=5)
+@pytest.mark.parametrize("membrane", [False, True])
+def test_torch_does_not_depend_on_the_batch(membrane: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(11, populations=4, steps=5, membrane=membrane)
     inputs = random_inputs(graph, 1, samples=7)
     expected = torch_backend.run(graph, inputs, device="cpu", record=True)
     monkeypatch.setattr(torch_backend, "STATES_PER_BATCH", 2 * max(node.size for node in graph.event_nodes))
@@ -253,6 +297,8 @@ def test_a_sample_does_not_depend_on_its_neighbours(graph: ProcessGraph, seed: i
         for population in graph.populations:
             name = population.name
             np.testing.assert_array_equal(together.spikes(name)[order], shuffled.spikes(name), name)
+        if graph.probed is not None:
+            np.testing.assert_array_equal(together.membrane[order], shuffled.membrane)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8, 16])

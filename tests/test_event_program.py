@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,15 +38,35 @@ def joined(
 
 
 def assert_plain(graph: ProcessGraph, seed: int = 0, samples: int = 3) -> None:
-    """The event simulator does what the plain model does: spikes, active neurons and operations."""
+    """The event simulator does what the plain model does: spikes, active neurons, operations; and the membrane of
+    the last population, made an integrator."""
+    if graph.probed is None:
+        assert_plain(as_integrator(graph), seed, samples)
     inputs = random_inputs(graph, seed, samples)
     plain, trace = simulate_plainly(graph, inputs), event_simulator.run(graph, inputs, threads=1)
     for population in graph.populations:
         name = population.name
         np.testing.assert_array_equal(trace.spikes(name), plain.spikes[name], name)
         np.testing.assert_array_equal(trace.active[name], pack(plain.active[name]), name)
+    if graph.probed is not None:
+        assert trace.membrane is not None
+        np.testing.assert_array_equal(trace.membrane, plain.v[graph.probed.name][:, -1])
     for projection in graph.projections:
         np.testing.assert_array_equal(trace.synops[projection.name], plain.synops[projection.name], projection.name)
+
+
+def as_integrator(graph: ProcessGraph) -> ProcessGraph:
+    """The same graph, read by the membrane of its last population, which gets the largest threshold and a slow leak."""
+    last = graph.populations[-1]
+    assert isinstance(last.neuron, LoihiNeuron)
+    leak, vth = np.minimum(last.neuron.dv, 3), np.full_like(last.neuron.vth, 2**17 - 1)
+    integrator = replace(last, neuron=replace(last.neuron, vth=vth, dv=leak))
+    return replace(
+        graph,
+        populations=(*graph.populations[:-1], integrator),
+        projections=tuple(p for p in graph.projections if p.source != last.name),
+        readout=Readout(last.name, "membrane"),
+    )
 
 
 @given(
@@ -192,6 +213,8 @@ def test_samples_one_by_one_are_the_samples_together(graph: ProcessGraph, seed: 
         for kind in ("packed", "active", "synops"):
             for name, array in getattr(alone, kind).items():
                 np.testing.assert_array_equal(getattr(together, kind)[name][sample], array[0], f"{kind} of {name}")
+        if graph.probed is not None:
+            np.testing.assert_array_equal(together.membrane[sample], alone.membrane[0])
 
 
 @pytest.mark.parametrize("piece", [1, 7, 50, 1000])
