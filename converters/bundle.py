@@ -63,8 +63,10 @@ the authors of spikeport had no board to run it on.
 ## What comes back
 
 `spikes.npz`: for population i of `bundle.json`, `spikes<i>`, uint8 (samples, steps, ceil(n / 8)): bits packed with
-`numpy.packbits` over the neurons in (channel, row, column) order, pipeline shift taken out; and `seconds`.
-`spikeport verify` compares them with another backend, spike for spike.
+`numpy.packbits` over the neurons in (channel, row, column) order, pipeline shift taken out; and `seconds`. Where the
+decision is read from a membrane (`probed`, the number of its population, is not null), also `membrane`, int32
+(samples, n): v after the last step of each sample. `spikeport verify` compares them with another backend, spike for
+spike and membrane for membrane.
 
 ## Where the simulator differs from hardware
 
@@ -75,6 +77,7 @@ the authors of spikeport had no board to run it on.
 - Delays, and the gate that keeps a recurrent projection from carrying spikes into the next sample, are `Line`, a
   process of this runner and not of Lava. With `--hardware` a delayed dense projection becomes a `DelayDense`; a delayed
   convolution and a recurrent projection are refused.
+- A membrane is read by `Probe`, another process of this runner; with `--hardware` such a network is refused.
 - The `+1` on the current decay (`ds_offset`) is fixed in Lava; on hardware it is a register.
 """
 
@@ -184,6 +187,7 @@ def describe(
         "populations": [
             {"name": node.name, "shape": list(shapes[node.name]), "stage": node.stage} for node in graph.populations
         ],
+        "probed": None if graph.probed is None else graph.populations.index(graph.probed),
         "lines": list(lines.values()),
         "synapses": synapses,
     }

@@ -8,7 +8,8 @@ stage `stage` works on step t of a sample; it resets its state at t = 0 and noth
 process receives the spikes of every population and writes them, with that shift taken out, into shared memory.
 
 The .npz that is written holds, per population i, `spikes<i>`: uint8 (samples, steps, ceil(n / 8)), `numpy.packbits`
-over the neurons in (channel, row, column) order; and `seconds`: wall time of the streaming alone.
+over the neurons in (channel, row, column) order; and `seconds`: wall time of the streaming alone. Where the membrane of
+a population is the readout, also `membrane`: int32 (samples, n), its v after the last step of each sample.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 FORMAT = "spikeport-lava-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Lava synchronises all processes after every step, so a channel never holds more than the messages of two steps; its
 # default of 64 fills a container's /dev/shm with a network of moderate size.
@@ -37,26 +38,31 @@ class LavaError(Exception):
 
 
 class Packed:
-    """Bit-packed spikes of every population, in memory that the sink's OS process shares with this one."""
+    """Bit-packed spikes of every population, and the membrane that is read (None: of none), in memory that the OS
+    processes of sink and probe share with this one."""
 
-    def __init__(self, populations, samples, steps):
+    def __init__(self, populations, samples, steps, probed):
         self.arrays = []
         for entry in populations:
             shape = (samples * steps, (int(np.prod(entry["shape"])) + 7) // 8)
             memory = mmap.mmap(-1, shape[0] * shape[1])
             self.arrays.append(np.frombuffer(memory, dtype=np.uint8).reshape(shape))
+        self.membrane = None
+        if probed is not None:
+            size = int(np.prod(populations[probed]["shape"]))
+            self.membrane = np.frombuffer(mmap.mmap(-1, 4 * samples * size), dtype=np.int32).reshape(samples, size)
 
 
 def define_processes(n_populations):
-    """Import Lava and define the three processes that it lacks; returns (Stream, Line, Sink).
+    """Import Lava and define the four processes that it lacks; returns (Stream, Line, Sink, Probe).
 
     Lava looks for the models of a process in the module that defines the process, hence the entry into `globals()`.
     """
     from lava.magma.core.decorator import implements, requires, tag
     from lava.magma.core.model.py.model import PyLoihiProcessModel
-    from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+    from lava.magma.core.model.py.ports import PyInPort, PyOutPort, PyRefPort
     from lava.magma.core.model.py.type import LavaPyType
-    from lava.magma.core.process.ports.ports import InPort, OutPort
+    from lava.magma.core.process.ports.ports import InPort, OutPort, RefPort
     from lava.magma.core.process.process import AbstractProcess
     from lava.magma.core.resources import CPU
     from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
@@ -141,11 +147,36 @@ def define_processes(n_populations):
                 self.told = time.monotonic()
                 print(f"samples {max(done, 0)}", flush=True)
 
+    class Probe(AbstractProcess):
+        """Reads a variable at the end of time steps `last`, `last + steps`, ... into the rows of `packed.membrane`."""
+
+        def __init__(self, *, shape, last, steps, packed):
+            super().__init__(last=last, steps=steps, packed=packed)
+            self.state = RefPort(shape=shape)
+
+    @implements(proc=Probe, protocol=LoihiProtocol)
+    @requires(CPU)
+    @tag("fixed_pt")
+    class ProbeModel(PyLoihiProcessModel):
+        state = LavaPyType(PyRefPort.VEC_DENSE, np.int32)
+
+        def __init__(self, proc_params):
+            super().__init__(proc_params)
+            self.last, self.steps = proc_params["last"], proc_params["steps"]
+            self.rows = proc_params["packed"].membrane
+
+        def post_guard(self):
+            row, rest = divmod(self.time_step - self.last, self.steps)
+            return rest == 0 and 0 <= row < len(self.rows)
+
+        def run_post_mgmt(self):
+            self.rows[(self.time_step - self.last) // self.steps] = self.state.read().T.reshape(-1)
+
     for index in range(n_populations):
         setattr(SinkModel, f"in{index}", LavaPyType(PyInPort.VEC_DENSE, np.int32))
     tag("fixed_pt")(requires(CPU)(implements(proc=Sink, protocol=LoihiProtocol)(SinkModel)))
-    globals().update(StreamModel=StreamModel, LineModel=LineModel, SinkModel=SinkModel)
-    return Stream, Line, Sink
+    globals().update(StreamModel=StreamModel, LineModel=LineModel, SinkModel=SinkModel, ProbeModel=ProbeModel)
+    return Stream, Line, Sink, Probe
 
 
 class Network:
@@ -156,8 +187,10 @@ class Network:
         from lava.proc.dense.process import DelayDense, Dense
         from lava.proc.lif.process import LIFReset
 
-        self.packed = Packed(bundle["populations"], bundle["samples"], bundle["steps"])
-        Stream, Line, Sink = define_processes(len(bundle["populations"]))
+        self.packed = Packed(bundle["populations"], bundle["samples"], bundle["steps"], bundle["probed"])
+        Stream, Line, Sink, Probe = define_processes(len(bundle["populations"]))
+        if hardware and bundle["probed"] is not None:
+            raise LavaError("the decision is read from membranes, by a process that exists in the simulator alone.")
         steps, lead = bundle["steps"], bundle["lead"]
         self.ports, self.populations = {}, {}
         if hardware:
@@ -236,6 +269,11 @@ class Network:
         firsts = [1 + lead + entry["stage"] for entry in bundle["populations"]]
         shapes = [tuple(entry["shape"]) for entry in bundle["populations"]]
         self.sink = Sink(shapes=shapes, firsts=firsts, steps=steps, packed=self.packed)
+        if bundle["probed"] is not None:
+            entry, first = bundle["populations"][bundle["probed"]], firsts[bundle["probed"]]
+            shape = tuple(entry["shape"])
+            self.probe = Probe(shape=shape, last=first + steps - 1, steps=steps, packed=self.packed)
+            self.probe.state.connect_var(self.populations[entry["name"]].v)
         for index, entry in enumerate(bundle["populations"]):
             port = self.ports[entry["name"]]
             if hardware:
@@ -304,6 +342,8 @@ def run(bundle_path, out, hardware=False, tied=False):
     seconds = time.perf_counter() - started
     shape = (bundle["samples"], bundle["steps"], -1)
     spikes = {f"spikes{index}": array.reshape(shape) for index, array in enumerate(network.packed.arrays)}
+    if network.packed.membrane is not None:
+        spikes["membrane"] = network.packed.membrane
     temporary = out.with_name(f".{out.name}.part")
     with temporary.open("wb") as file:
         np.savez_compressed(file, seconds=np.float64(seconds), **spikes)  # type: ignore[arg-type]

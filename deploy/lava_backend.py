@@ -224,9 +224,10 @@ def _run_bundle(
         )
     if done != 0:
         raise BackendError(f"Lava's run failed with exit status {done}. Its last words:\n" + "\n".join(lines))
-    packed, seconds = _read_spikes(output, graph, samples)
+    packed, membrane, seconds = _read_output(output, graph, samples)
     sizes = {population.name: population.size for population in graph.populations}
-    return Trace(backend, graph.fingerprint(), samples, graph.steps, sizes, packed, seconds=seconds)
+    made_by = backend, graph.fingerprint()
+    return Trace(*made_by, samples, graph.steps, sizes, packed, membrane=membrane, seconds=seconds)
 
 
 def _execute(command: list[str], timeout_s: float, progress: Progress | None) -> tuple[int | None, list[str]]:
@@ -287,11 +288,15 @@ def _end_group(process: subprocess.Popen[str]) -> None:
             time.sleep(0.02)
 
 
-def _read_spikes(path: Path, graph: ProcessGraph, samples: int) -> tuple[dict[str, np.ndarray], float]:
+def _read_output(
+    path: Path, graph: ProcessGraph, samples: int
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, float]:
+    """Packed spikes by population, the membrane that is read, and the seconds of the run."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         packed = {population.name: arrays[f"spikes{index}"] for index, population in enumerate(graph.populations)}
+        membrane = None if graph.probed is None else arrays["membrane"].astype(np.int64)
         seconds = float(arrays["seconds"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BackendError(f"Lava ended without an error, but its spikes in {path} cannot be read ({error}).") from None
@@ -302,4 +307,8 @@ def _read_spikes(path: Path, graph: ProcessGraph, samples: int) -> tuple[dict[st
             raise BackendError(
                 f"Lava returned spikes of shape {found.shape} for population {population.name!r} instead of {expected}."
             )
-    return packed, seconds
+    if graph.probed is not None and membrane is not None and membrane.shape != (samples, graph.probed.size):
+        raise BackendError(
+            f"Lava returned membranes of shape {membrane.shape} instead of {(samples, graph.probed.size)}."
+        )
+    return packed, membrane, seconds

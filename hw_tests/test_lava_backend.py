@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from spikeport.converters import bundle
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Shape, Sparse, SumPool
-from spikeport.deploy import lava_backend
+from spikeport.deploy import event_simulator, lava_backend, torch_backend
+from spikeport.deploy.trace import decisions
+from spikeport.deploy.verify import compare
 from spikeport.models.errors import BackendError, BackendUnavailableError, GraphError, SpikeportError
 
 needs_lava = pytest.mark.usefixtures("lava_python")
@@ -77,8 +79,10 @@ def apply(operator: Operator, x: np.ndarray) -> np.ndarray:
     raise NotImplementedError(operator.kind)
 
 
-def reference(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Spikes of every population, uint8 (samples, steps, n)."""
+def reference(
+    graph: ProcessGraph, inputs: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Spikes of every population, uint8 (samples, steps, n), and its v after the last step, int64 (samples, n)."""
     samples = len(next(iter(inputs.values())))
     zeros = {p.name: np.zeros((samples, *p.shape), np.int64) for p in graph.populations}
     state = {name: (array, array) for name, array in zeros.items()}
@@ -97,7 +101,8 @@ def reference(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> dict[str, n
             now[population.name] = spikes.astype(np.int64)
             out[population.name].append(spikes.reshape(samples, -1))
         before = now
-    return {name: np.stack(steps, axis=1).astype(np.uint8) for name, steps in out.items()}
+    spikes_of = {name: np.stack(steps, axis=1).astype(np.uint8) for name, steps in out.items()}
+    return spikes_of, {name: v.reshape(samples, -1) for name, (_, v) in state.items()}
 
 
 # Small graphs
@@ -312,12 +317,57 @@ def test_lava_gives_the_spikes_of_the_reference(build) -> None:
     builder = build()
     graph, inputs = builder.graph(), builder.spikes(samples=5)
     trace = lava_backend.run(graph, inputs, timeout_s=120)
-    expected = reference(graph, inputs)
+    expected, _ = reference(graph, inputs)
+    assert trace.membrane is None
     assert (trace.backend, trace.graph, trace.samples, trace.steps) == ("lava", graph.fingerprint(), 5, graph.steps)
     for population in graph.populations:
         spikes = expected[population.name]
         assert 0.02 < spikes.mean() < 0.98, f"{population.name} is silent or always on and tests nothing"
         np.testing.assert_array_equal(trace.spikes(population.name), spikes, err_msg=population.name)
+
+
+def read_by_membrane(builder: Builder, saturates: bool = False) -> ProcessGraph:
+    """The graph with its last population made an integrator that leaks a little, or saturates and fires."""
+    last = builder.populations[-1]
+    changes = {"vth": np.asarray(2**17 - 1), "dv": np.asarray(3)}
+    if saturates:
+        changes |= {"bias_mant": builder.random.integers(2000, 4000, last.shape), "bias_exp": np.asarray(7)}
+    builder.populations[-1] = replace(last, neuron=replace(last.neuron, **changes))
+    return replace(builder.graph(), readout=Readout(last.name, "membrane"))
+
+
+@needs_lava
+@pytest.mark.parametrize(
+    ("build", "steps", "saturates"),
+    [
+        (dense_with_biases, 3, False),
+        (dense_with_biases, 1, False),
+        (pooling, 6, False),
+        (branches, 6, False),
+        (branches, 20, True),
+        (recurrent, 6, False),
+        (lambda: random_graph(18), 4, False),
+    ],
+    ids=["dense", "one step", "pooling", "image behind stage 0", "saturated image", "recurrent", "random18"],
+)
+def test_lava_gives_the_membranes_of_the_reference(build, steps: int, saturates: bool) -> None:
+    """And those of torch and of the event simulator; each sample's, at the right chip step of the stream."""
+    builder = build()
+    builder.steps = steps
+    graph, inputs = read_by_membrane(builder, saturates), builder.spikes(samples=5)
+    trace = lava_backend.run(graph, inputs, timeout_s=120)
+    spikes, membranes = reference(graph, inputs)
+    name = graph.readout.population
+    assert bool(spikes[name].any()) == saturates
+    assert len(np.unique(membranes[name], axis=0)) > 1, "samples that look alike test nothing"
+    np.testing.assert_array_equal(trace.membrane, membranes[name])
+    for population in graph.populations:
+        np.testing.assert_array_equal(trace.spikes(population.name), spikes[population.name], population.name)
+    for other in (torch_backend.run(graph, inputs, device="cpu"), event_simulator.run(graph, inputs)):
+        found = compare(graph, other, trace)
+        assert found.equal, str(found)
+        assert found.membranes == membranes[name].size
+        np.testing.assert_array_equal(decisions(graph.readout, other), decisions(graph.readout, trace))
 
 
 @settings(max_examples=50, deadline=None)
