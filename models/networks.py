@@ -1,133 +1,236 @@
-"""Networks that can be trained and deployed, written as in the literature: `15C5-P2-40C5-P2-300-10`.
+"""Networks that can be trained and deployed: the nodes of an architecture with their parameters, run over a window.
 
-    15C5      convolution to 15 channels, 5x5 kernel     (15C5p2: padding 2; 15C5s2: stride 2)
-    P2        sum pooling 2x2 of the spikes before the next layer
-    300       300 neurons, all to all
-
-Every convolution and dense layer is followed by a population of CUBA LIF neurons, the last one included. There are no
-biases: with a synaptic filter they would cost the chip an extra constant source.
+Maps work on all steps of all samples at once, and a population on the whole window of each of its neurons. Images lie
+in memory pixel by pixel, the channels of one pixel together (torch.channels_last): convolutions are fastest with that.
 """
 
-import re
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spikeport.models.cuba_lif import CubaLIF
+from spikeport.models.architectures import (
+    Add,
+    Convolution,
+    Dense,
+    Dropout,
+    Flatten,
+    Neurons,
+    Node,
+    Norm,
+    Pool,
+    Shape,
+    parse_architecture,
+)
+from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
-from spikeport.models.rules import Rule
+from spikeport.models.recipe import Recipe
+from spikeport.models.rules import RateBP, Rule
 
-_CONV = re.compile(r"(\d+)C(\d+)(?:p(\d+))?(?:s(\d+))?")
-_POOL = re.compile(r"P(\d+)")
-_DENSE = re.compile(r"(\d+)")
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """One population and the linear map into it. `pool`: side of the sum pooling before the map, 1 for none."""
-
-    name: str
-    kind: Literal["conv", "dense"]
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    kernel: int = 0
-    padding: int = 0
-    stride: int = 1
-    pool: int = 1
-
-    @property
-    def pooled_shape(self) -> tuple[int, ...]:
-        """Shape after pooling, (channels, height, width) or (n,)."""
-        return _pooled(self.in_shape, self.pool)
+__all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture"]
 
 
-def _pooled(shape: tuple[int, ...], pool: int) -> tuple[int, ...]:
-    return shape if pool == 1 else (shape[0], shape[1] // pool, shape[2] // pool)
+def build_network(recipe: Recipe, in_shape: Shape, classes: int) -> "SpikingNetwork":
+    """The untrained network of a recipe. Raises RecipeError where its architecture or its rule does not fit."""
+    nodes = parse_architecture(recipe.network, in_shape, classes)
+    return SpikingNetwork(nodes, recipe.network.neuron(), recipe.rule.build(), recipe.build_encoder().unit)
 
 
-def parse_architecture(text: str, in_shape: tuple[int, ...], classes: int) -> list[LayerSpec]:
-    """Read an architecture string for inputs of `in_shape` (channels, height, width).
+class TdBatchNorm(nn.BatchNorm2d):
+    """y = threshold gain (x - mean) / sqrt(var + eps) + bias for each channel of (steps x batch, channels, ...).
 
-    Raises RecipeError naming the part that cannot be read, does not fit its input, or the wrong number of classes.
+    Mean and variance are those of the window while training, and running ones otherwise (tdBN: Zheng et al., AAAI
+    2021).
     """
-    layers: list[LayerSpec] = []
-    shape, pool = in_shape, 1
-    for part in text.split("-"):
-        if match := _POOL.fullmatch(part):
-            pool *= int(match[1])
-            if len(shape) != 3 or pool < 1 or min(_pooled(shape, pool)) < 1:
-                raise RecipeError(f"architecture {text!r}: {part} cannot pool an input of shape {shape}.")
-            continue
-        if match := _CONV.fullmatch(part):
-            channels, kernel, padding = (int(group or 0) for group in match.groups()[:3])
-            stride = int(match[4] or 1)
-            if len(shape) != 3:
-                raise RecipeError(f"architecture {text!r}: {part} follows a dense layer; a convolution needs an image.")
-            inner = _pooled(shape, pool)
-            size = [(extent + 2 * padding - kernel) // max(stride, 1) + 1 for extent in inner[1:]]
-            if min(*size, channels, kernel, stride) < 1:
-                raise RecipeError(f"architecture {text!r}: {part} does not fit an input of shape {inner}.")
-            name = f"conv{1 + sum(layer.kind == 'conv' for layer in layers)}"
-            spec = LayerSpec(name, "conv", shape, (channels, *size), kernel, padding, stride, pool)
-        elif (match := _DENSE.fullmatch(part)) and int(part) > 0:
-            name = f"dense{1 + sum(layer.kind == 'dense' for layer in layers)}"
-            spec = LayerSpec(name, "dense", shape, (int(part),), pool=pool)
-        else:
-            raise RecipeError(
-                f"architecture {text!r}: cannot read {part!r}. Write layers like 15C5, 15C5p2, P2 or 300."
-            )
-        layers.append(spec)
-        shape, pool = spec.out_shape, 1
-    if not layers or pool != 1 or shape != (classes,):
-        raise RecipeError(f"architecture {text!r} must end in a dense layer of {classes} neurons, one for each class.")
-    return layers
+
+    def __init__(self, channels: int, threshold: float, gain: float) -> None:
+        super().__init__(channels)
+        self.threshold = threshold
+        nn.init.constant_(self.weight, gain)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight * self.threshold,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+
+    def factor_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """y = factor x + shift with the running statistics, float64 (channels,)."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, variance, gain = self.running_mean.double(), self.running_var.double(), self.weight.detach().double()
+        factor = self.threshold * gain / torch.sqrt(variance + self.eps)
+        return factor, self.bias.detach().double() - factor * mean
 
 
 class SpikingNetwork(nn.Module):
-    """A feed-forward spiking network trained under one rule."""
+    """A feed-forward spiking network trained under one rule.
 
-    def __init__(self, specs: list[LayerSpec], neuron: CubaLIF, rule: Rule, input_unit: float = 1.0) -> None:
+    Args:
+        nodes: in topological order; the first is the input and the last the output population.
+        neuron: the recipe's, which most populations have; the readout takes its filter.
+        input_unit: what one unit of an input spike's payload stands for.
+
+    Raises RecipeError where the rule is not defined for one of the neurons, or for batch normalisation.
+    """
+
+    def __init__(self, nodes: Sequence[Node], neuron: CubaLIF, rule: Rule, input_unit: float = 1.0) -> None:
         super().__init__()
-        self.specs = specs
+        self.nodes = tuple(nodes)
         self.neuron = neuron
         self.rule = rule
         self.input_unit = input_unit
-        self.maps = nn.ModuleDict({spec.name: _linear_map(spec) for spec in specs})
+        self.maps = nn.ModuleDict({node.name: made for node in self.nodes if (made := _parameters(node)) is not None})
+        for node in self.nodes:
+            if isinstance(node, Norm) and rule.rate_level:
+                raise RecipeError(f'{rule.title} has no batch normalisation. Set network.norm = "none".')
+            if isinstance(node, Neurons) and not node.integrates:
+                rule.check(node.neuron)
+        last_use = {source: node.name for node in self.nodes for source in node.inputs}
+        self._spent: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for source, user in last_use.items():
+            self._spent[user].append(source)
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Input spikes (steps, batch, *in_shape) -> spikes of every population (steps, batch, *out_shape)."""
-        steps, batch = x.shape[:2]
-        spikes: dict[str, torch.Tensor] = {}
-        s = x * self.input_unit
-        for spec in self.specs:
-            s = s.flatten(0, 1)
-            if spec.pool > 1:
-                s = F.avg_pool2d(s, spec.pool, divisor_override=1)
-            if spec.kind == "dense":
-                s = s.flatten(1)
-            s = self.rule(self.maps[spec.name](s).unflatten(0, (steps, batch)), self.neuron)
-            spikes[spec.name] = s
-        return spikes
+    @property
+    def in_shape(self) -> Shape:
+        """Shape of the input at one step."""
+        return self.nodes[0].shape
 
-    def weight(self, name: str) -> torch.Tensor:
-        """Weights of the map into a population, detached and on the CPU."""
-        return self.maps[name].get_parameter("weight").detach().cpu()
+    @property
+    def populations(self) -> dict[str, Neurons]:
+        """The populations by name, in order, the output last."""
+        return {node.name: node for node in self.nodes if isinstance(node, Neurons)}
 
     @property
     def output(self) -> str:
         """Name of the last population."""
-        return self.specs[-1].name
+        return self.nodes[-1].name
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Input spikes (steps, batch, *in_shape) -> spikes of every population (steps, batch, *shape), in order.
+
+        An output population that integrates gives its membranes. Under a rule of rates only the output carries
+        gradients: those of its mean over time.
+        """
+        if isinstance(self.rule, RateBP) and torch.is_grad_enabled():
+            return self._with_rate_gradients(x, self.rule)
+        return self._run(x, {})
+
+    def _run(self, x: torch.Tensor, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`masks` is filled with the dropout of this window."""
+        steps = x.shape[0]
+        constant = steps > 1 and x.stride(0) == 0  # the same frame at every step goes through the maps once
+        values = {self.nodes[0].name: self._scaled(x[:1] if constant else x)}
+        found: dict[str, torch.Tensor] = {}
+        for node in self.nodes[1:]:
+            inputs = [values[name] for name in node.inputs]
+            if isinstance(node, Neurons):
+                currents = _over_time(inputs[0], steps)
+                out = integrate(currents, node.neuron) if node.integrates else self.rule(currents, node.neuron)
+                found[node.name] = out
+            else:
+                out = self._linear(node, inputs, masks)
+            values[node.name] = out
+            for name in self._spent[node.name]:
+                del values[name]
+        return found
+
+    def _with_rate_gradients(self, x: torch.Tensor, rule: RateBP) -> dict[str, torch.Tensor]:
+        """One pass without gradients for the spikes, and one over mean rates, of (1, batch, ...), with them."""
+        masks: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            found = self._run(x, masks)
+        steps = x.shape[0]
+        values = {self.nodes[0].name: self._scaled(x.mean(dim=0, keepdim=True))}
+        for node in self.nodes[1:]:
+            inputs = [values[name] for name in node.inputs]
+            if not isinstance(node, Neurons):
+                values[node.name] = self._linear(node, inputs, masks)
+            elif node.integrates:
+                # the membranes that the mean input would have made; the value stays the true ones
+                ones = torch.ones((steps, *[1] * (inputs[0].dim() - 1)), dtype=inputs[0].dtype, device=x.device)
+                found[node.name] = found[node.name] + integrate(ones, node.neuron) * _zero_valued(inputs[0])
+            else:
+                mean = found[node.name].mean(dim=0)
+                values[node.name] = rule.rate(inputs[0][0], mean, node.neuron, steps)[None]
+                if node.name == self.output:
+                    found[node.name] = found[node.name] + _zero_valued(values[node.name])
+            for name in self._spent[node.name]:
+                del values[name]
+        return found
+
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.input_unit == 1.0 else x * self.input_unit
+
+    def _linear(self, node: Node, inputs: list[torch.Tensor], masks: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The output of a node that is no population; all (steps, batch, ...)."""
+        first = inputs[0]
+        match node:
+            case Convolution() | Dense() | Norm():
+                out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
+                return out.unflatten(0, first.shape[:2])
+            case Pool():
+                divisor = None if node.average else 1
+                folded = F.avg_pool2d(first.flatten(0, 1), node.kernel, node.stride, divisor_override=divisor)
+                return folded.unflatten(0, first.shape[:2])
+            case Flatten():
+                return first.flatten(2)
+            case Add():
+                return inputs[0] + inputs[1]
+            case Dropout():
+                if not self.training:
+                    return first
+                if node.name not in masks:
+                    masks[node.name] = torch.empty_like(first[:1]).bernoulli_(1 - node.rate).div_(1 - node.rate)
+                return first * masks[node.name]
+        raise TypeError(f"no way to run a {type(node).__name__}.")
 
 
-def _linear_map(spec: LayerSpec) -> nn.Module:
-    if spec.kind == "conv":
-        return nn.Conv2d(spec.in_shape[0], spec.out_shape[0], spec.kernel, spec.stride, spec.padding, bias=False)
-    n_in = 1
-    for extent in spec.pooled_shape:
-        n_in *= extent
-    linear = nn.Linear(n_in, spec.out_shape[0], bias=False)
-    nn.init.kaiming_normal_(linear.weight)
-    return linear
+def _parameters(node: Node) -> nn.Module | None:
+    """The trainable part of a node, with its initial values."""
+    match node:
+        case Convolution():
+            conv = nn.Conv2d(node.in_shape[0], node.shape[0], node.kernel, node.stride, node.padding, bias=node.bias)
+            if node.gain is not None:
+                nn.init.normal_(conv.weight, std=math.sqrt(node.gain / math.prod(conv.weight.shape[1:])))
+            with torch.no_grad():
+                conv.weight.mul_(node.scale)
+            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+            return _without_bias(conv)
+        case Dense():
+            linear = nn.Linear(node.in_shape[0], node.shape[0], bias=node.bias)
+            nn.init.normal_(linear.weight, std=math.sqrt(node.gain / node.in_shape[0]))
+            return _without_bias(linear)
+        case Norm():
+            return TdBatchNorm(node.shape[0], node.threshold, node.gain)
+    return None
+
+
+def _without_bias(module: nn.Conv2d | nn.Linear) -> nn.Module:
+    """Biases start at zero."""
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+def _over_time(currents: torch.Tensor, steps: int) -> torch.Tensor:
+    """Currents of one step, where there is only one, at every step; in the order in which they lie in memory."""
+    if currents.shape[0] == steps:
+        return currents
+    if currents.dim() != 5:
+        return currents.expand(steps, *currents.shape[1:]).contiguous()
+    last = currents.movedim(2, 4)
+    return last.expand(steps, *last.shape[1:]).contiguous().movedim(4, 2)
+
+
+def _zero_valued(x: torch.Tensor) -> torch.Tensor:
+    """Zero with the gradient of x."""
+    return x - x.detach()
