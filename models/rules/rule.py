@@ -71,7 +71,7 @@ class _RuleWindow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        if window_compiled.handles(x, ctx.rule):
+        if window_compiled.handles(x, ctx.rule) and not ctx.rule.rate_level:
             return window_compiled.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
         return ctx.rule.input_errors(x, gradients[0], ctx.neuron), None, None
 

@@ -39,7 +39,9 @@ class SpikeBP(Rule):
         if neuron.reset != "zero":
             raise RecipeError('rule spike_bp is defined for neurons that reset to zero. Set network.reset = "zero".')
         if neuron.tau_syn != 1:
-            raise RecipeError("rule spike_bp is defined for neurons without a synaptic filter. Set network.tau_syn = 1.")
+            raise RecipeError(
+                "rule spike_bp is defined for neurons without a synaptic filter. Set network.tau_syn = 1."
+            )
 
     def current_errors(
         self, window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float

@@ -1,3 +1,483 @@
-def handles(x, rule): return False
-def forward(x,n): ...
-def backward(*a): ...
+"""Windows compiled for the CPU (Numba): the neuron of `spikeport.models.cuba_lif` and the rules' backward passes.
+
+Neurons are independent, so blocks of them that fit the cache run on as many threads as torch uses. The forward pass reads
+x and writes the spikes; the backward pass reads x and dL/ds, simulates the block again, and writes dL/dx. Inputs are of
+any dense layout with the steps outermost, in float32, float64 or bfloat16 (computed in float32). Each loop over neurons
+holds selections instead of branches, so that it becomes vector instructions.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from spikeport.models.cuba_lif import CubaLIF
+
+if TYPE_CHECKING:
+    from spikeport.models.rules.rule import Rule
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+BLOCK_VALUES = 16384
+"""Neurons times steps of a block: its arrays stay in the cache of a core."""
+
+# The loops below touch up to ten arrays; by default LLVM gives up on proving that they are apart beyond a few.
+llvmlite.binding.set_option("spikeport", "--runtime-memory-check-threshold=256")
+
+jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+CSBP, TSSL, STBP, SPIKE_BP = range(4)
+SURROGATES = ("rectangular", "triangular", "arctan", "logistic")
+
+
+def handles(x: torch.Tensor, rule: "Rule") -> bool:
+    """True where a window of x under a rule can be run here."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and not rule.eager
+
+
+def forward(x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
+    """Spikes of a window, of x's shape (steps, batch, ...), type and layout."""
+    spikes = torch.empty_like(x)
+    inputs, order = _flat(x)
+    if not _shares_layout(x, spikes):
+        spikes = x.clone()
+    outputs, _ = _flat(spikes, order)
+    constants = _neuron_constants(neuron, _compute_type(x))
+    thresholds = np.asarray(neuron.thresholds, _compute_type(x))
+
+    def work(start: int, stop: int) -> None:
+        _forward(inputs, start, stop, constants, thresholds, neuron.reset == "subtract", outputs)
+
+    _in_blocks(work, inputs.shape)
+    return spikes
+
+
+def backward(x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule: "Rule") -> torch.Tensor:
+    """dL/dx of a window, from its inputs x and dL/ds, all (steps, batch, ...)."""
+    inputs, order = _flat(x)
+    errors, _ = _flat(spike_errors.to(x.dtype), order)
+    out = torch.empty_like(x)
+    if not _shares_layout(x, out):
+        out = x.clone()
+    outputs, _ = _flat(out, order)
+    dtype = _compute_type(x)
+    constants = _neuron_constants(neuron, dtype)
+    thresholds = np.asarray(neuron.thresholds, dtype)
+    kind, switches, numbers = _settings(rule)
+    settings = np.asarray(numbers, dtype)
+    subtract = neuron.reset == "subtract"
+
+    def work(start: int, stop: int) -> None:
+        _backward(inputs, errors, start, stop, constants, thresholds, subtract, kind, switches, settings, outputs)
+
+    _in_blocks(work, inputs.shape)
+    return out
+
+
+def _settings(rule: Any) -> tuple[int, tuple[int, int, int], tuple[float, float]]:
+    """A rule as numbers: its kind, three switches and two settings."""
+    from spikeport.models.rules import csbp, spike_bp, stbp, tssl
+
+    if isinstance(rule, csbp.CSBP):
+        switches = int(rule.spike_error == "shift"), int(rule.across_spikes), int(rule.dead_neuron_rule)
+        return CSBP, switches, (rule.slope_floor, 0.0)
+    if isinstance(rule, tssl.TSSL):
+        return TSSL, (int(rule.mode == "timing"), 0, int(rule.dead_neuron_rule)), (tssl.LARGEST_INVERSE_SLOPE, 0.0)
+    if isinstance(rule, stbp.STBP):
+        return STBP, (SURROGATES.index(rule.surrogate), int(rule.through_reset), 0), (rule.width, 0.0)
+    if isinstance(rule, spike_bp.SpikeBP):
+        return SPIKE_BP, (int(rule.leak_correction), 0, 0), (spike_bp.FORGOTTEN, 0.0)
+    raise TypeError(f"{type(rule).__name__} has no compiled window")
+
+
+def _compute_type(x: torch.Tensor) -> Any:
+    return np.float64 if x.dtype == torch.float64 else np.float32
+
+
+def _neuron_constants(neuron: CubaLIF, dtype: Any) -> np.ndarray:
+    """current_keep, input_gain, voltage_keep, 1 / tau_mem, ln(voltage_keep), 1 / (4 tau_syn), then 5, 8, pi and
+    infinity: numbers in the type that is computed in, so that no loop widens to float64."""
+    leak = math.log(neuron.voltage_keep) if neuron.voltage_keep > 0 else 0.0
+    values = (neuron.current_keep, neuron.input_gain, neuron.voltage_keep, 1 / neuron.tau_mem, leak)
+    return np.asarray((*values, 1 / (4 * neuron.tau_syn), 5.0, 8.0, math.pi, math.inf), dtype)
+
+
+def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """x as an array (steps, neurons) in memory order, copied only where it is not dense in `order`; and that order."""
+    if order is None:
+        inner = sorted(range(1, x.dim()), key=lambda axis: (-x.stride(axis), axis)) if x.dim() > 1 else []
+        order = (0, *inner)
+    moved = x.detach().permute(order).contiguous().reshape(x.shape[0], -1)
+    raw = moved.view(torch.uint16) if x.dtype == torch.bfloat16 else moved
+    array: np.ndarray = raw.numpy()
+    return array, order
+
+
+def _shares_layout(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.stride() == y.stride()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="window")
+
+
+def _in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...]) -> None:
+    steps, size = shape
+    block = max(64, BLOCK_VALUES // steps)
+    threads = min(torch.get_num_threads(), -(-size // block))
+    if threads <= 1:
+        _run_span(work, 0, size, block)
+        return
+    share = -(-size // (4 * threads * block)) * block
+    spans = [(start, min(start + share, size)) for start in range(0, size, share)]
+    for done in [_pool(threads).submit(_run_span, work, start, stop, block) for start, stop in spans]:
+        done.result()
+
+
+def _run_span(work: Callable[[int, int], None], start: int, stop: int, block: int) -> None:
+    for first in range(start, stop, block):
+        work(first, min(first + block, stop))
+
+
+@intrinsic
+def _bits_to_float(typingctx, bits):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def _float_to_bits(typingctx, value):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+def _widen(value):  # type: ignore[no-untyped-def]
+    """A stored number as the type that is computed in."""
+
+
+def _narrow(value, like):  # type: ignore[no-untyped-def]
+    """A number as the type that is stored; bfloat16 is rounded to nearest, ties to even."""
+
+
+@overload(_widen)
+def _widen_of(value):  # type: ignore[no-untyped-def]
+    if value == types.uint16:
+        return lambda value: _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
+    return lambda value: value
+
+
+@overload(_narrow)
+def _narrow_of(value, like):  # type: ignore[no-untyped-def]
+    if like == types.uint16:
+
+        def rounded(value, like):  # type: ignore[no-untyped-def]
+            bits = _float_to_bits(value)
+            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+            return np.uint16(np.uint32(bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
+
+        return rounded
+    return lambda value, like: value
+
+
+def _exponential(y):  # type: ignore[no-untyped-def]
+    """e^y for -8 <= y <= 0, without branches."""
+
+
+@overload(_exponential)
+def _exponential_of(y):  # type: ignore[no-untyped-def]
+    # (e^(y/16))^16 by a series; the terms left out are below a unit in the last place
+    if y == types.float32:
+        c7, c6, c5, c4, c3, half = (np.float32(1 / math.factorial(k)) for k in (7, 6, 5, 4, 3, 2))
+        one, sixteenth = np.float32(1), np.float32(0.0625)
+
+        def short(y):  # type: ignore[no-untyped-def]
+            x = y * sixteenth
+            series = one + x * (one + x * (half + x * (c3 + x * (c4 + x * (c5 + x * (c6 + x * c7))))))
+            series *= series
+            series *= series
+            series *= series
+            return series * series
+
+        return short
+    d = [1 / math.factorial(k) for k in range(14)]
+    d2, d3, d4, d5, d6, d7, d8, d9, d10, d11, d12, d13 = d[2:]
+
+    def long(y):  # type: ignore[no-untyped-def]
+        x = y * 0.0625
+        high = d7 + x * (d8 + x * (d9 + x * (d10 + x * (d11 + x * (d12 + x * d13)))))
+        series = 1.0 + x * (1.0 + x * (d2 + x * (d3 + x * (d4 + x * (d5 + x * (d6 + x * high))))))
+        series *= series
+        series *= series
+        series *= series
+        return series * series
+
+    return long
+
+
+@jit
+def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: ignore[no-untyped-def]
+    n, levels = stop - start, thresholds.shape[0]
+    current_keep, gain, voltage_keep = constants[0], constants[1], constants[2]
+    zero = gain - gain
+    one = gain / gain
+    kept = one if subtract else zero
+    like = spikes[0, 0]
+    u = np.zeros(n, constants.dtype)
+    v = np.zeros((levels, n), constants.dtype)
+    total = np.zeros(n, constants.dtype)
+    for t in range(x.shape[0]):
+        inputs, outputs = x[t, start:stop], spikes[t, start:stop]
+        for i in range(n):
+            u[i] = current_keep * u[i] + gain * _widen(inputs[i])
+        for level in range(levels):
+            threshold, states, below = thresholds[level], v[level], zero if level == 0 else one
+            for i in range(n):
+                p = voltage_keep * states[i] + u[i]
+                fired = p > threshold
+                total[i] = below * total[i] + (one if fired else zero)
+                states[i] = kept * (p - threshold) if fired else p
+        for i in range(n):
+            outputs[i] = _narrow(total[i], like)
+
+
+@jit
+def _backward(x, error, start, stop, constants, thresholds, subtract, kind, switches, settings, out):  # type: ignore[no-untyped-def]
+    steps, n = x.shape[0], stop - start
+    current_keep, gain = constants[0], constants[1]
+    like = out[0, 0]
+    u = np.empty((steps, n), constants.dtype)
+    p = np.empty((steps, n), constants.dtype)
+    e = np.empty((steps, n), constants.dtype)
+    d = np.zeros((steps, n), constants.dtype)
+    state = np.zeros(n, constants.dtype)
+    for t in range(steps):
+        inputs, errors, us, es = x[t, start:stop], error[t, start:stop], u[t], e[t]
+        for i in range(n):
+            state[i] = current_keep * state[i] + gain * _widen(inputs[i])
+            us[i] = state[i]
+            es[i] = _widen(errors[i])
+    for level in range(thresholds.shape[0]):
+        _membranes(u, constants, thresholds[level], subtract, p)
+        if kind == CSBP:
+            _csbp(u, p, e, constants, thresholds[level], subtract, switches, settings, d)
+        elif kind == TSSL:
+            _tssl(p, e, constants, thresholds[level], switches, settings, d)
+        elif kind == STBP:
+            _stbp(p, e, constants, thresholds[level], subtract, switches, settings, d)
+        else:
+            _spike_bp(p, e, constants, thresholds[level], switches, settings, d)
+    state[:] = 0
+    for step in range(steps):
+        t = steps - 1 - step
+        ds, outputs = d[t], out[t, start:stop]
+        for i in range(n):
+            state[i] = current_keep * state[i] + gain * ds[i]
+            outputs[i] = _narrow(state[i], like)
+
+
+@jit
+def _membranes(u, constants, threshold, subtract, p):  # type: ignore[no-untyped-def]
+    """p of one level, from rest."""
+    n = u.shape[1]
+    voltage_keep = constants[2]
+    zero = voltage_keep - voltage_keep
+    kept = constants[1] / constants[1] if subtract else zero
+    v = np.zeros(n, u.dtype)
+    for t in range(u.shape[0]):
+        us, ps = u[t], p[t]
+        for i in range(n):
+            m = voltage_keep * v[i] + us[i]
+            ps[i] = m
+            v[i] = kept * (m - threshold) if m > threshold else m
+
+
+@jit
+def _own_traces(p, constants, threshold, trace):  # type: ignore[no-untyped-def]
+    """The neurons' own filtered spikes."""
+    n = p.shape[1]
+    current_keep, gain = constants[0], constants[1]
+    zero = gain - gain
+    level = np.zeros(n, p.dtype)
+    for t in range(p.shape[0]):
+        ps, traces = p[t], trace[t]
+        for i in range(n):
+            level[i] = current_keep * level[i] + (gain if ps[i] > threshold else zero)
+            traces[i] = level[i]
+
+
+@jit
+def _add_errors(p, e, delta, constants, threshold, dead, d):  # type: ignore[no-untyped-def]
+    """Add delta, or B f'(p - threshold) on the steps that the dead-neuron rule calls quiet."""
+    steps, n = p.shape
+    quiet_limit, steepness, eight = constants[5], constants[6], constants[7]
+    one = eight / eight
+    if not dead:
+        for t in range(steps):
+            deltas, ds = delta[t], d[t]
+            for i in range(n):
+                ds[i] += deltas[i]
+        return
+    trace = np.empty((steps, n), p.dtype)
+    _own_traces(p, constants, threshold, trace)
+    for t in range(steps):
+        ps, es, deltas, traces, ds = p[t], e[t], delta[t], trace[t], d[t]
+        for i in range(n):
+            series = _exponential(-min(abs(ps[i] - threshold) * steepness, eight))
+            surrogate = es[i] * steepness * series / ((one + series) * (one + series))
+            ds[i] += surrogate if traces[i] < quiet_limit else deltas[i]
+
+
+@jit
+def _inverse_rises(p, threshold, soft, floor, lowest, inverse):  # type: ignore[no-untyped-def]
+    """1 / max(rise, floor) where the rise is above `lowest`, else 0."""
+    steps, n = p.shape
+    zero = floor - floor
+    one = floor / floor
+    rest = np.zeros(n, p.dtype)
+    for t in range(steps):
+        ps, inverses = p[t], inverse[t]
+        earlier = p[t - 1] if t > 0 else rest
+        for i in range(n):
+            last = earlier[i]
+            before = soft * (last - threshold) if last > threshold else last
+            rise = ps[i] - before
+            inverses[i] = one / max(rise, floor) if rise > lowest else zero
+
+
+@jit
+def _csbp(u, p, e, constants, threshold, subtract, switches, settings, d):  # type: ignore[no-untyped-def]
+    steps, n = p.shape
+    voltage_keep, inverse_tau = constants[2], constants[3]
+    zero = voltage_keep - voltage_keep
+    one = constants[1] / constants[1]
+    shift, across, dead = switches
+    soft = one if subtract else zero
+    passing = one if across else zero
+    hard = (one - soft) * passing
+    lost = threshold * inverse_tau * soft * passing
+    next_weight = one if shift else zero
+    delta = np.empty((steps, n), p.dtype)
+    _inverse_rises(p, threshold, soft, settings[0], -constants[9], delta)
+    lam = np.zeros(n, p.dtype)
+    later = np.zeros(n, p.dtype)
+    for step in range(steps):
+        t = steps - 1 - step
+        us, ps, es, deltas = u[t], p[t], e[t], delta[t]
+        for i in range(n):
+            b = es[i]
+            time_error = next_weight * later[i] - b - lam[i] * (hard * us[i] + lost)
+            found = soft * lam[i] - time_error * deltas[i] if ps[i] > threshold else lam[i]
+            lam[i] = voltage_keep * found
+            later[i] = b
+            deltas[i] = found
+    _add_errors(p, e, delta, constants, threshold, dead, d)
+
+
+@jit
+def _tssl(p, e, constants, threshold, switches, settings, d):  # type: ignore[no-untyped-def]
+    steps, n = p.shape
+    voltage_keep, inverse_tau = constants[2], constants[3]
+    zero = voltage_keep - voltage_keep
+    one = constants[1] / constants[1]
+    timing, _, dead = switches
+    next_weight = one if timing else zero
+    delta = np.empty((steps, n), p.dtype)
+    # clip(1 / rise, 0, 8) is 1 / max(rise, 1/8), and nothing where the membrane fell
+    _inverse_rises(p, threshold, zero, one / settings[0], zero, delta)
+    psi = np.zeros(n, p.dtype)
+    later = np.zeros(n, p.dtype)
+    for step in range(steps):
+        t = steps - 1 - step
+        ps, es, deltas = p[t], e[t], delta[t]
+        for i in range(n):
+            b = es[i]
+            at_spike = deltas[i] * (b - next_weight * later[i] + psi[i] * ps[i] * inverse_tau)
+            found = at_spike if ps[i] > threshold else voltage_keep * psi[i]
+            psi[i] = found
+            later[i] = b
+            deltas[i] = found
+    _add_errors(p, e, delta, constants, threshold, dead, d)
+
+
+@jit
+def _stbp(p, e, constants, threshold, subtract, switches, settings, d):  # type: ignore[no-untyped-def]
+    steps, n = p.shape
+    voltage_keep = constants[2]
+    zero = voltage_keep - voltage_keep
+    one = constants[1] / constants[1]
+    surrogate, through_reset, _ = switches
+    passing = one if through_reset else zero
+    lost_if_fired = zero if subtract else one
+    cleared_membrane = zero if subtract else passing
+    cleared_level = passing * threshold if subtract else zero
+    inverse = one / settings[0]
+    half, pi, eight = one / (one + one), constants[8], constants[7]
+    slope = np.empty(n, p.dtype)
+    lam = np.zeros(n, p.dtype)
+    for step in range(steps):
+        t = steps - 1 - step
+        ps, es, ds = p[t], e[t], d[t]
+        if surrogate == 0:
+            for i in range(n):
+                slope[i] = inverse if abs(ps[i] - threshold) * inverse < half else zero
+        elif surrogate == 1:
+            for i in range(n):
+                slope[i] = max(one - abs(ps[i] - threshold) * inverse, zero) * inverse
+        elif surrogate == 2:
+            for i in range(n):
+                z = pi * abs(ps[i] - threshold) * inverse
+                slope[i] = inverse / (one + z * z)
+        else:
+            for i in range(n):
+                # in four parts, for the series holds to e^-8; beyond e^-32 nothing is left
+                series = _exponential(-min(abs(ps[i] - threshold) * inverse * half * half, eight))
+                series *= series
+                series *= series
+                slope[i] = inverse * series / ((one + series) * (one + series))
+        for i in range(n):
+            m, after = ps[i], lam[i]
+            kept = after - lost_if_fired * after if m > threshold else after
+            delta = (es[i] - after * (cleared_membrane * m + cleared_level)) * slope[i] + kept
+            lam[i] = voltage_keep * delta
+            ds[i] += delta
+
+
+@jit
+def _spike_bp(p, e, constants, threshold, switches, settings, d):  # type: ignore[no-untyped-def]
+    steps, n = p.shape
+    leak, log_leak = constants[2], constants[4]
+    zero = leak - leak
+    one = constants[1] / constants[1]
+    correction = log_leak if switches[0] else zero
+    inverse = one / threshold
+    remaining = np.zeros(n, p.dtype)
+    total = np.zeros(n, p.dtype)
+    for t in range(steps):
+        ps = p[t]
+        for i in range(n):
+            fired = one if ps[i] > threshold else zero
+            remaining[i] = leak * remaining[i] + fired
+            total[i] += fired
+    for i in range(n):
+        slope = one if remaining[i] > settings[0] else zero
+        remaining[i] = inverse * (slope + correction * remaining[i] / max(total[i], one))
+    error = np.zeros(n, p.dtype)
+    for step in range(steps):
+        t = steps - 1 - step
+        ps, es, ds = p[t], e[t], d[t]
+        for i in range(n):
+            error[i] = remaining[i] * es[i] if ps[i] > threshold else error[i]
+            ds[i] += error[i]
