@@ -1,6 +1,7 @@
 """What goes into a network and how a decision is read from what comes out; the float neuron in between."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from spikeport.models.cuba_lif import CubaLIF, filter_errors, filter_spikes, simulate
-from spikeport.models.encoders import Encoder
+from spikeport.models.encoders import Encoder, EncoderName
+from spikeport.models.errors import DataError
 from spikeport.models.readouts import decide, scores
 
 # --- Encoders --------------------------------------------------------------------------------------------------------
@@ -80,8 +82,131 @@ def test_a_graded_spike_times_its_unit_is_the_value_to_half_a_level(bits: int) -
     assert all(torch.equal(step, spikes[0]) for step in spikes)
 
 
-def test_a_rate_spike_stands_for_one_whatever_the_message_bits() -> None:
-    assert Encoder("rate", 5).unit == Encoder("rate", 5, message_bits=8).unit == 1.0
+@pytest.mark.parametrize("name", ["rate", "poisson", "latency", "events"])
+def test_a_binary_spike_stands_for_the_gain_whatever_the_message_bits(name: EncoderName) -> None:
+    assert Encoder(name, 5).unit == Encoder(name, 5, message_bits=8).unit == 1.0
+    assert Encoder(name, 5, message_bits=8, gain=2.5).unit == 2.5
+
+
+@pytest.mark.parametrize("name", ["rate", "graded", "latency"])
+def test_the_gain_changes_the_unit_and_no_spike(name: EncoderName) -> None:
+    values = torch.linspace(0, 1, 256).view(2, 128)
+    assert torch.equal(Encoder(name, 7, 4, gain=0.3)(values), Encoder(name, 7, 4)(values))
+    assert Encoder("graded", 7, 4, gain=0.3).unit == pytest.approx(0.3 / 15)
+
+
+def poisson(values: torch.Tensor, first_index: int, steps: int = 8, seed: int = 3) -> torch.Tensor:
+    return Encoder("poisson", steps, seed=seed)(values, first_index=first_index)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_poisson_spikes_come_at_their_rate_and_independently(scale: float, numbered: bool) -> None:
+    drawn: dict[str, Any] = {"first_index": 5} if numbered else {"generator": torch.Generator().manual_seed(4)}
+    values = torch.linspace(0, 1, 11).repeat(40, 50, 1)
+    spikes = Encoder("poisson", 20, rate_scale=scale)(values, **drawn)
+    assert spikes.shape == (20, 40, 50, 11)
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    expected = values[0, 0] * scale
+    deviation = (expected * (1 - expected) / 40_000).sqrt()
+    assert ((spikes.mean((0, 1, 2)) - expected).abs() <= 5 * deviation).all()  # none at 0, always at 1
+    halves = spikes[..., 5] - spikes[..., 5].mean()
+    for one, next_one in (  # neighbours in step, in sample and in pixel
+        (halves[1:], halves[:-1]),
+        (halves[:, 1:], halves[:, :-1]),
+        (halves[:, :, 1:], halves[:, :, :-1]),
+    ):
+        assert abs(float((one * next_one).mean() / halves.square().mean())) < 5 / one.numel() ** 0.5
+
+
+def test_numbered_poisson_spikes_hang_on_seed_number_and_step_alone() -> None:
+    values = torch.rand(10, 2, 3, 5)
+    spikes = poisson(values, first_index=40)
+    assert torch.equal(poisson(values, 40), spikes)
+    assert torch.equal(torch.cat([poisson(values[:3], 40), poisson(values[3:], 43)], dim=1), spikes)
+    assert torch.equal(poisson(values.double(), 40), spikes.double())
+    assert torch.equal(poisson(values, 40, steps=3), spikes[:3])
+    for other in (poisson(values, 41), poisson(values, 40, seed=4), poisson(values.flip(0), 40).flip(1)):
+        assert not torch.equal(other, spikes)
+
+
+def test_numbered_poisson_spikes_stay_the_same_between_versions() -> None:
+    """A change here changes what every stored trace was made of."""
+    drawn = poisson(torch.full((2, 4), 0.5), first_index=0, steps=6, seed=1)
+    words = np.random.Philox(key=np.array([1, 1], np.uint64)).random_raw(12)
+    low_first = np.stack([words & 0xFFFFFFFF, words >> 32], axis=1).reshape(6, 4)
+    assert np.array_equal(drawn[:, 1].numpy(), low_first < 1 << 31)
+    assert ["".join(str(int(s)) for s in step) for step in drawn[:, 0].tolist()] == [
+        "1100",
+        "1111",
+        "0011",
+        "0011",
+        "0101",
+        "0100",
+    ]
+
+
+def test_poisson_spikes_of_a_generator_are_fresh_at_each_call() -> None:
+    values = torch.rand(4, 30)
+    encoder = Encoder("poisson", 6)
+    generator = torch.Generator().manual_seed(7)
+    first, second = encoder(values, generator=generator), encoder(values, generator=generator)
+    assert not torch.equal(first, second)
+    assert torch.equal(encoder(values, generator=torch.Generator().manual_seed(7)), first)
+    state = torch.get_rng_state()
+    encoder(values, 0)
+    encoder(values, generator=generator)
+    assert torch.equal(torch.get_rng_state(), state)  # neither draws from the global state
+
+
+def test_poisson_spikes_need_a_source() -> None:
+    with pytest.raises(ValueError, match="first_index or a generator"):
+        Encoder("poisson", 6)(torch.rand(2, 3))
+
+
+@given(GREY_LEVELS, st.integers(1, 64))
+def test_a_latency_spike_comes_once_and_sooner_for_a_larger_value(level: tuple[int, int], steps: int) -> None:
+    value = Fraction(*level)
+    for dtype in (torch.float32, torch.float64):
+        pixel = torch.tensor([level[0]], dtype=torch.float32).div(level[1]).to(dtype)
+        train = Encoder("latency", steps)(pixel)[:, 0].tolist()
+        exact = (1 - value) * (steps - 1)
+        if not value:
+            assert train == [0] * steps
+        else:
+            assert sorted(train) == [0] * (steps - 1) + [1]
+            # pixels are rounded to float32, so that a half may fall to either side
+            assert abs(train.index(1) - exact) <= Fraction(1, 2) + Fraction(1, 10**4)
+
+
+def test_latency_by_hand() -> None:
+    values = torch.tensor([[1.0, 0.5, 0.25, 1 / 255, 0.49 / 255, 0.0]])
+    spikes = Encoder("latency", 5)(values)
+    assert spikes.dtype == values.dtype
+    assert ["".join(str(int(s)) for s in train) for train in spikes[:, 0].T.tolist()] == [
+        "10000",
+        "00100",
+        "00010",
+        "00001",
+        "00000",
+        "00000",
+    ]
+    assert Encoder("latency", 1)(values).tolist() == [[[1, 1, 1, 1, 0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_events_are_their_own_spikes(dtype: torch.dtype) -> None:
+    frames = torch.randint(0, 4, (3, 5, 2, 6, 7)).to(dtype)
+    spikes = Encoder("events", 5)(frames)
+    assert spikes.shape == (5, 3, 2, 6, 7)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes[4, 1], frames[1, 4])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 6, 7), (3, 6, 2, 6, 7), (5,)])
+def test_events_of_other_steps_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="5 steps"):
+        Encoder("events", 5)(torch.zeros(shape))
 
 
 # --- Readouts --------------------------------------------------------------------------------------------------------
