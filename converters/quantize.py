@@ -7,7 +7,9 @@ Decays become du = round(4096 (1 - current_keep)) - 1 and dv = round(4096 (1 - v
 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
-least from the float network's wins; the error of the weights decides a draw.
+least from the float network's wins; the error of the weights decides a draw. A population whose membrane is the readout
+sends no spikes: there the share of samples that are decided otherwise and the error of the last membrane count, and v
+has to stay within half of its range on the sample data, as beyond the largest threshold it would fire.
 """
 
 from collections.abc import Callable
@@ -38,11 +40,13 @@ from spikeport.models.loihi_integers import (
     THRESHOLD_SHIFT,
     WEIGHT_RANGE,
 )
+from spikeport.models.readouts import decide
 
 WEIGHT_BITS = 8
 MAX_WEIGHT_EXPONENT = 7
 HEADROOM = 0.5
-"""Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap."""
+"""Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap. For a membrane that
+is read, of the range of v."""
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
 """Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
 
@@ -54,6 +58,10 @@ class LayerError:
     scale: integers per unit of input. weight_error, current_error: root mean square error over root mean square value.
     spike_error: share of neuron-steps that differ from the float network. headroom: largest |u| seen over 2^23, where
     u would wrap.
+
+    Of a population whose membrane is the readout, headroom is that of v too, which saturates at 2^23. membrane_error:
+    root mean square error of v after the last step over its root mean square value. decision_error: share of samples
+    that are decided otherwise. Both are None elsewhere.
     """
 
     population: str
@@ -65,6 +73,15 @@ class LayerError:
     spike_error: float
     headroom: float
     threshold: int
+    membrane_error: float | None = None
+    decision_error: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """The scale of the smallest rank wins."""
+        if self.membrane_error is None or self.decision_error is None:
+            return self.spike_error, self.weight_error
+        return float(self.headroom > HEADROOM), self.decision_error, self.membrane_error, self.weight_error
 
 
 @dataclass(frozen=True)
@@ -100,9 +117,11 @@ def quantize(
     errors: list[LayerError] = []
     for population in graph.populations:
         incoming = graph.incoming(population.name)
-        best: tuple[tuple[float, float], Population, list[Projection], LayerError] | None = None
+        best: tuple[Population, list[Projection], LayerError] | None = None
         refusal: QuantizationError | None = None
         reach = float(truth.u[population.name].abs().max())
+        if population is graph.probed:
+            reach = max(reach, float(truth.v[population.name].abs().max()))
         largest = largest_scale(population, incoming, reach)
         for fraction in CANDIDATES:
             scale = fraction * largest
@@ -112,15 +131,14 @@ def quantize(
                 refusal = error_at_scale
                 continue
             error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
-            rank = (error.spike_error, error.weight_error)
-            if best is None or rank < best[0]:
-                best = (rank, candidate, scaled, error)
+            if best is None or error.rank < best[2].rank:
+                best = (candidate, scaled, error)
             done += 1
             if on_step:
                 on_step(done, trials)
         if best is None:
             raise refusal or QuantizationError(f"population {population.name!r} has no scale.")
-        _, populations[population.name], chosen, error = best
+        populations[population.name], chosen, error = best
         projections |= {projection.name: projection for projection in chosen}
         errors.append(error)
         alone = _alone(graph, populations[population.name], chosen, sent)
@@ -136,8 +154,9 @@ def quantize(
 def largest_scale(population: Population, incoming: list[Projection], reach: float) -> float:
     """The scale at which the weights of the projection with the smallest range just fill 8 bits.
 
-    Projections with larger weights take an exponent. The threshold's 17 bits may ask for a smaller scale, and so may
-    u: `reach`, the largest |u| of the float network on the calibration data, must stay inside 24 bits with room left.
+    Projections with larger weights take an exponent. The threshold's 17 bits may ask for a smaller scale, unless it is
+    infinite, and so may u: `reach`, the largest |u| of the float network on the calibration data (or |v|, where the
+    membrane is read), must stay inside 24 bits with room left.
     """
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
@@ -145,7 +164,7 @@ def largest_scale(population: Population, incoming: list[Projection], reach: flo
     peaks = [peak for projection in incoming if (peak := _peak(projection)) > 0]
     scales = [254.0 / min(peaks) if peaks else 1.0]
     threshold = float(np.max(np.abs(neuron.threshold)))
-    if threshold > 0:
+    if 0 < threshold < np.inf:
         scales.append(0.5 * MAX_THRESHOLD / threshold)
     if reach > 0:
         scales.append(HEADROOM * STATE_LIMIT / 2**THRESHOLD_SHIFT / reach)
@@ -160,7 +179,8 @@ def _check_finite(graph: ProcessGraph) -> None:
         if isinstance(population.neuron, FloatNeuron):
             for entry in fields(population.neuron):
                 value = getattr(population.neuron, entry.name)
-                if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                integrates = entry.name == "threshold" and population is graph.probed
+                if isinstance(value, np.ndarray) and not integrates and not np.isfinite(value).all():
                     raise QuantizationError(f"population {population.name!r}: its {entry.name} is NaN or infinite.")
 
 
@@ -175,7 +195,8 @@ def _at_scale(population: Population, incoming: list[Projection], scale: float) 
         raise QuantizationError(f"population {population.name!r} is already quantised.")
     du = np.rint(DECAY_UNITY * (1 - neuron.current_keep)).astype(np.int64) - 1
     dv = np.rint(DECAY_UNITY * (1 - neuron.voltage_keep)).astype(np.int64)
-    vth = np.rint(scale * neuron.threshold).astype(np.int64)
+    integrates = np.isposinf(neuron.threshold).all()
+    vth = np.asarray(MAX_THRESHOLD) if integrates else np.rint(scale * neuron.threshold).astype(np.int64)
     name = population.name
     if np.any((du < -1) | (du > MAX_DECAY)) or np.any((dv < 0) | (dv > DECAY_UNITY)):
         raise QuantizationError(f"population {name!r} has decays outside 0..1.")
@@ -239,8 +260,9 @@ def _alone(graph: ProcessGraph, population: Population, incoming: list[Projectio
         else:
             inputs.append(node)
     straight = tuple(replace(projection, delay=0) for projection in incoming)
+    readout = graph.readout if graph.readout.population == name else Readout(name)
     cut = ProcessGraph(
-        graph.name, graph.steps, graph.dt, tuple(inputs), (replace(population, stage=1),), straight, Readout(name)
+        graph.name, graph.steps, graph.dt, tuple(inputs), (replace(population, stage=1),), straight, readout
     )
     return Reference(cut)
 
@@ -264,6 +286,15 @@ def _measure(
     name = population.name
     u = run.u[name].numpy()
     true_u = truth.u[name].numpy()
+    unit = scale * 2**THRESHOLD_SHIFT
+    largest = float(np.abs(u).max())
+    membrane_error = decision_error = None
+    if run.membrane is not None:
+        last, true_last = run.membrane.flatten(1).numpy(), truth.membrane.flatten(1).numpy()
+        largest = max(largest, float(run.v[name].abs().max()))
+        membrane_error = _relative(last / unit, true_last)
+        decided, wanted = (decide("membrane", 0.0, v) for v in (last, true_last))
+        decision_error = float((decided != wanted).mean())
     weights = np.concatenate([projection.operator.weight.ravel() for projection in incoming])
     integers = np.concatenate([p.operator.weight.ravel() * 2.0**p.exponent for p in scaled])
     neuron = candidate.neuron
@@ -273,10 +304,12 @@ def _measure(
         weight_bits=WEIGHT_BITS,
         clipped_weights=float((np.abs(weights * scale - integers) > 2.0 ** max(p.exponent for p in scaled)).mean()),
         weight_error=_relative(integers / scale, weights),
-        current_error=_relative(u / (scale * 2**THRESHOLD_SHIFT), true_u),
+        current_error=_relative(u / unit, true_u),
         spike_error=float((run.spikes[name].numpy() != truth.spikes[name].numpy()).mean()),
-        headroom=float(np.abs(u).max() / STATE_LIMIT),
+        headroom=largest / STATE_LIMIT,
         threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
+        membrane_error=membrane_error,
+        decision_error=decision_error,
     )
 
 

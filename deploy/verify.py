@@ -105,8 +105,8 @@ def compare(
             sample, step = (int(i) for i in np.argwhere(differing.any(axis=-1))[0])
             if earliest is None or (sample, step) < (earliest.sample, earliest.step):
                 neuron = int(np.unpackbits(differing[sample, step]).argmax())
-                values = [int(t.spikes(name, slice(sample, sample + 1))[0, step, neuron]) for t in (first, second)]
-                earliest = Divergence(name, sample, step, neuron, *values)
+                here, there = (int(t.spikes(name, slice(sample, sample + 1))[0, step, neuron]) for t in (first, second))
+                earliest = Divergence(name, sample, step, neuron, here, there)
     membranes = membrane_mismatches = 0
     if graph.probed is not None:
         ends = [final_membrane(graph.readout, trace)[cut] for trace in (first, second)]
@@ -115,8 +115,8 @@ def compare(
         last = graph.steps - 1
         if len(unequal) and (earliest is None or (int(unequal[0, 0]), last) < (earliest.sample, earliest.step)):
             sample, neuron = (int(i) for i in unequal[0])
-            values = [int(end[sample, neuron]) for end in ends]
-            earliest = Divergence(graph.probed.name, sample, last, neuron, *values, what="membrane")
+            here, there = (int(end[sample, neuron]) for end in ends)
+            earliest = Divergence(graph.probed.name, sample, last, neuron, here, there, "membrane")
     if earliest is not None and inputs is not None:
         earliest = _explain(graph, earliest, inputs)
     return Comparison(
