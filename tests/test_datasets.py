@@ -122,12 +122,12 @@ def test_an_unknown_data_set_is_named_beside_the_known_ones() -> None:
     assert_actionable(error, "'cifar'", *IMAGE_SETS, *EVENT_SETS)
 
 
-@pytest.mark.parametrize("name", IMAGE_SETS)
-@pytest.mark.parametrize("option", [{"bin_ms": 3.0}, {"frames": "count"}, {"downsample": 2}, {"subset": True}])
-def test_images_take_no_option_of_recordings(name: str, option: dict[str, object]) -> None:
-    with pytest.raises(DataError) as error:
-        load_dataset(name, validation=1, seed=1, steps=5, **option)  # type: ignore[arg-type]
-    assert_actionable(error, *option, name, *EVENT_SETS)
+def test_the_options_of_recordings_do_not_touch_images(digits: Dataset) -> None:
+    data = load_dataset(
+        "digits", validation=287, seed=1, steps=5, bin_ms=3.0, events="count", downsample=2, subset=True
+    )
+    assert (data.note, data.temporal) == (digits.note, False)
+    assert np.array_equal(data.train.images, digits.train.images)
 
 
 # --- What every data set must be

@@ -108,7 +108,7 @@ def test_the_options_of_recordings_are_checked(name: str, tmp_path: Path, monkey
         load_dataset(name, validation=1, seed=1, steps=5, bin_ms=5.0, downsample=5)
     assert_actionable(error, "downsample = 5")
     with pytest.raises(DataError) as error:
-        load_dataset(name, validation=1, seed=1, steps=5, bin_ms=5.0, frames="voxel")  # type: ignore[arg-type]
+        load_dataset(name, validation=1, seed=1, steps=5, bin_ms=5.0, events="voxel")  # type: ignore[arg-type]
     assert_actionable(error, "'voxel'", "binary", "count")
 
 
@@ -210,7 +210,7 @@ def test_nmnist_is_split_by_seed_and_keeps_the_official_test_set(small_nmnist: P
 
 
 def test_nmnist_in_other_bins(small_nmnist: Path) -> None:
-    data = load_small_nmnist(steps=1, bin_ms=10.0, frames="count", downsample=17)
+    data = load_small_nmnist(steps=1, bin_ms=10.0, events="count", downsample=17)
     assert data.image_shape == (2, 2, 2)
     assert data.test.images[0, 0].tolist() == [[[0, 0], [1, 0]], [[1, 0], [0, 0]]]
     assert load_small_nmnist(steps=2).test.images.sum() == 6  # the event at 7 ms comes too late
@@ -691,7 +691,7 @@ def test_real_nmnist_recordings(shared_data: Path, monkeypatch: pytest.MonkeyPat
     if path.stat().st_size > 1 << 27:
         pytest.skip("all of nmnist takes a minute to read and 5 GB; a part of it is enough here")
     monkeypatch.setenv(DATA_VARIABLE, str(shared_data))
-    data = load_dataset("nmnist", validation=100, seed=1, steps=110, bin_ms=3.0, frames="count", subset=True)
+    data = load_dataset("nmnist", validation=100, seed=1, steps=110, bin_ms=3.0, events="count", subset=True)
     assert data.note.startswith("subset: ")
     with zipfile.ZipFile(path) as archive:
         names = sorted((n for n in archive.namelist() if n.endswith(".bin")), key=lambda name: name.rsplit("/", 1)[1])

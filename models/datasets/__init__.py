@@ -38,7 +38,7 @@ def load_dataset(
     *,
     steps: int | None = None,
     bin_ms: float | None = None,
-    frames: FrameKind = "binary",
+    events: FrameKind = "binary",
     downsample: int = 1,
     subset: bool = False,
 ) -> Dataset:
@@ -48,18 +48,15 @@ def load_dataset(
         validation: samples taken from the training part for selection.
         seed: decides the split.
         test: test samples for sets that come without a split of their own (digits).
-        steps: event sets only, as all that follow: frames of a recording.
+        steps: frames of a recording. This and all that follow are for event sets; images are not touched by them.
         bin_ms: length of a frame in milliseconds.
-        frames: "binary", one spike for any number of events, or "count", their number up to 255.
+        events: "binary", one spike for any number of events, or "count", their number up to 255.
         downsample: side of the square of pixels that become one; divides the sides of the sensor.
         subset: use files that hold only a part of the official recordings; `Dataset.note` then says how many.
 
     Raises DataError where a file is missing, damaged or empty, or an argument does not fit the set.
     """
     if name in IMAGE_SETS:
-        given = {"bin_ms": bin_ms is not None, "frames": frames != "binary", "downsample": downsample != 1}
-        if wrong := [key for key, there in (given | {"subset": subset}).items() if there]:
-            raise DataError(f"{wrong[0]} is for recordings of event cameras ({', '.join(EVENT_SETS)}), not for {name}.")
         if name == "digits":
             return load_digits(validation, test or 360, seed)
         return load_cifar10(validation, seed) if name == "cifar10" else load_idx_set(name, validation, seed)
@@ -67,8 +64,8 @@ def load_dataset(
         raise DataError(f"unknown data set {name!r}. Known: {', '.join(IMAGE_SETS + EVENT_SETS)}.")
     if steps is None or bin_ms is None:
         raise DataError(f"{name} holds recordings of an event camera: give `steps` and `bin_ms`, the length of a step.")
-    if frames not in get_args(FrameKind):
-        raise DataError(f"unknown kind of frames {frames!r}. Known: {', '.join(get_args(FrameKind))}.")
-    binning = Binning(steps, bin_ms, frames, downsample)
+    if events not in get_args(FrameKind):
+        raise DataError(f"unknown kind of events {events!r}. Known: {', '.join(get_args(FrameKind))}.")
+    binning = Binning(steps, bin_ms, events, downsample)
     load = {"nmnist": load_nmnist, "dvs-gesture": load_dvs_gesture, "cifar10-dvs": load_cifar10_dvs}[name]
     return load(validation, seed, binning, subset)

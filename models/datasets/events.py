@@ -38,12 +38,12 @@ class Binning:
 
     Step t holds the events of [start + t bin_ms, start + (t + 1) bin_ms); later events are left out.
 
-    frames: "binary", one spike for any number of events of a bin, or "count", their number up to 255.
+    events: "binary", one spike for any number of events of a bin, or "count", their number up to 255.
     """
 
     steps: int
     bin_ms: float
-    frames: FrameKind = "binary"
+    events: FrameKind = "binary"
     downsample: int = 1
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Binning:
         row, column = events.y[kept] // self.downsample, events.x[kept] // self.downsample
         index = ((step[kept].astype(np.int64) * 2 + events.polarity[kept]) * height + row) * width + column
         flat = frames.reshape(-1)
-        if self.frames == "binary":
+        if self.events == "binary":
             flat[index] = 1
         else:
             flat[:] = np.minimum(np.bincount(index, minlength=flat.size), 255)
