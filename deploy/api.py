@@ -23,10 +23,11 @@ from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.verify import Comparison, compare
 from spikeport.deploy.workload import count, prepare
+from spikeport.models.checkpoint import Trained
 from spikeport.models.datasets import Dataset, load_dataset
 from spikeport.models.errors import BackendError
 from spikeport.models.recipe import Recipe, load_recipe
-from spikeport.models.trainer import Trained, train
+from spikeport.models.trainer import train
 
 __all__ = ["Network", "OnChip", "accuracy", "convert", "load_recipe", "on_chip", "simulate", "train_recipe", "verify"]
 

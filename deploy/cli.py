@@ -1,7 +1,7 @@
 """The command line. Exit status 0: done; 1: a check failed; 2: wrong input; 130: interrupted."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,13 @@ def cli() -> None:
 
 
 def _progress() -> Any:
+    """The terminal; nothing for all processes of `torchrun` but the first."""
+    from spikeport.models.processes import is_first_process
+
+    if not is_first_process():
+        from spikeport.deploy.progress import Silent
+
+        return Silent()
     from rich.console import Console
 
     from spikeport.deploy.console import ConsoleProgress
@@ -42,13 +49,13 @@ def _progress() -> Any:
     return ConsoleProgress(Console())
 
 
-def _new_folder(recipe: str, folder: Path) -> Any:
+def _new_folder(recipe: str, folder: Path, restart: bool) -> Any:
     from spikeport.deploy.run_folder import RunFolder
     from spikeport.models.recipe import parse_recipe, read_recipe_text
 
     text, origin = read_recipe_text(recipe)
     parse_recipe(text, origin)
-    return RunFolder.create(folder, text)
+    return RunFolder.create(folder, text, restart)
 
 
 def _open(folder: Path) -> Any:
@@ -66,34 +73,61 @@ def _default_folder(recipe: str, folder: Path | None) -> Path:
     return folder if folder is not None else Path("runs") / Path(recipe).stem
 
 
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that trains."""
+    for option in reversed(
+        (
+            _OUT,
+            click.option("--restart", is_flag=True, help="Begin anew, and give up an interrupted training in DIR."),
+            click.option("--tensorboard", is_flag=True, help="Write event files into DIR/tensorboard."),
+            click.option(
+                "--save-every",
+                metavar="MINUTES",
+                type=click.FloatRange(0),
+                default=5.0,
+                show_default=True,
+                help="Time between states within an epoch, from which an interrupted training goes on.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command(short_help="Everything below in a row, to the report.")
 @click.argument("recipe")
-@_OUT
-def run(recipe: str, folder: Path | None) -> None:
+@_training_options
+def run(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, save_every: float) -> None:
     """Do everything for RECIPE (a built-in name or a .toml file) and write the report.
 
     Trains, exports NIR, quantises, maps, runs the test set on torch and on the event simulator and a part of it on
-    Lava, compares them, and writes summary.json and report.html into the run folder.
+    Lava, compares them, and writes summary.json and report.html into the run folder. An interrupted training goes on.
     """
-    place = _new_folder(recipe, _default_folder(recipe, folder))
+    place = _new_folder(recipe, _default_folder(recipe, folder), restart)
     progress = _progress()
     from spikeport.deploy.console import show_summary
     from spikeport.deploy.stages import run_all
 
-    summary = run_all(place, progress)
+    summary = run_all(place, progress, restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
+    if summary is None:
+        return
     show_summary(progress.console, summary)
     _end(summary.checks_failed)
 
 
 @cli.command(short_help="Train a recipe.")
 @click.argument("recipe")
-@_OUT
-def train(recipe: str, folder: Path | None) -> None:
-    """Train RECIPE and write checkpoint.pt, train.json and trace-float.npz (the test set on the trained network)."""
-    place = _new_folder(recipe, _default_folder(recipe, folder))
+@_training_options
+def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, save_every: float) -> None:
+    """Train RECIPE and write checkpoint.pt, train.json and trace-float.npz (the test set on the trained network).
+
+    A training that was interrupted goes on from the state in training.pt, to the same result. On several GPUs or
+    processes of this machine: torchrun --no-python --nproc-per-node N spikeport train RECIPE
+    """
+    place = _new_folder(recipe, _default_folder(recipe, folder), restart)
     from spikeport.deploy.stages import train_stage
 
-    train_stage(place, _progress())
+    train_stage(place, _progress(), restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
 
 
 @cli.command(short_help="Write NIR, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
@@ -232,7 +266,7 @@ def verify(folder: Path) -> None:
     from spikeport.deploy.stages import verify_stage
 
     comparisons, synops = verify_stage(place, _progress())
-    failed = [str(comparison) for comparison in comparisons if comparison.mismatches]
+    failed = [str(comparison) for comparison in comparisons if not comparison.equal]
     failed += [
         f"synaptic operations of {check.projection}: counted {check.counted:,}, derived {check.derived:,}"
         for check in synops
@@ -318,7 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return EXIT_WRONG_INPUT
     except (KeyboardInterrupt, click.Abort):
-        click.echo("spikeport: interrupted; finished stages are kept and can be gone on from.", err=True)
+        click.echo(
+            "spikeport: interrupted; finished stages are kept, and training goes on from its last state.", err=True
+        )
         return EXIT_INTERRUPTED
     except SpikeportError as error:
         click.echo(f"spikeport: {error}", err=True)

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -25,13 +26,18 @@ from spikeport.deploy.doctor import Finding
 from spikeport.deploy.energy import constants
 from spikeport.deploy.mapping import Mapping
 from spikeport.deploy.placement import Hops
+from spikeport.deploy.progress import TrainingView, epoch_line
 from spikeport.deploy.report import core_name, count, energy, microseconds, percent, rule_name, waited_for
 from spikeport.deploy.summary import Cost, Summary
+from spikeport.models.checkpoint import Epoch, best_epoch
 
 CORES_LISTED = 40
 STATE_STYLE = {"ok": "green", "limited": "yellow", "missing": "red", "note": "blue"}
 
 
+EPOCHS_SHOWN = 8
+POPULATIONS_SHOWN = 12
+DEAD_SHARE_SHOWN_RED = 0.5
 SECONDS_BETWEEN_LINES = 15.0
 """How often a task with a unit tells how far it is where bars cannot be drawn."""
 
@@ -100,8 +106,100 @@ class ConsoleProgress:
 
         return advance
 
+    @contextmanager
+    def training(self, batches: int, epochs: int) -> Iterator[TrainingView]:
+        if not self.console.is_terminal:
+            yield _TrainingLines(self, epochs)
+            return
+        view = _TrainingTable(self.console, batches, epochs)
+        with Live(console=self.console, get_renderable=view.render, refresh_per_second=4, transient=True):
+            yield view
+
     def say(self, text: str) -> None:
         self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+
+
+class _TrainingLines:
+    """A line for each epoch."""
+
+    def __init__(self, progress: ConsoleProgress, epochs: int) -> None:
+        self.progress, self.epochs = progress, epochs
+
+    def advance(self, done: int) -> None:
+        return None
+
+    def epoch(self, epoch: Epoch) -> None:
+        self.progress.say(f"epoch {epoch.epoch} of {self.epochs}: {epoch_line(epoch)}")
+
+
+class _TrainingTable:
+    """The last epochs, the populations after the last of them, and a bar; drawn anew as training goes on."""
+
+    def __init__(self, console: Console, batches: int, epochs: int) -> None:
+        self.console, self.epochs = console, epochs
+        self.history: list[Epoch] = []
+        columns = (
+            SpinnerColumn(),
+            TextColumn("train"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console)
+        self.task = self.bar.add_task("train", total=batches, unit="batches")
+        self.resumed = False
+
+    def advance(self, done: int) -> None:
+        if not self.resumed:
+            # what an earlier part of the training did says nothing about the time that is left
+            self.bar.reset(self.task, completed=done)
+            self.resumed = True
+        self.bar.update(self.task, completed=done)
+
+    def epoch(self, epoch: Epoch) -> None:
+        self.history.append(epoch)
+
+    def render(self) -> Group:
+        if not self.history:
+            return Group(self.bar)
+        return Group(epoch_table(self.history, self.epochs), population_table(self.history[-1]), self.bar)
+
+
+def epoch_table(history: list[Epoch], epochs: int) -> Table:
+    """The last epochs, the best so far in bold."""
+    table = Table(title=f"epoch {history[-1].epoch} of {epochs}", title_justify="left")
+    for heading in ("epoch", "loss", "validation", "firing", "dead", "spikes a sample"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    best = best_epoch(history)
+    for epoch in history[-EPOCHS_SHOWN:]:
+        firing, dead = (list(values.values()) or [0.0] for values in (epoch.firing_rate, epoch.dead_share))
+        table.add_row(
+            f"{epoch.epoch}",
+            f"{epoch.loss:.4g}",
+            percent(epoch.validation_accuracy),
+            percent(sum(firing) / len(firing), 1),
+            percent(sum(dead) / len(dead), 1),
+            short(epoch.spikes_per_sample),
+            style="bold" if epoch is best else None,
+        )
+    return table
+
+
+def population_table(epoch: Epoch) -> Table:
+    """How much each population fires; of many the first ones, and how many there are beside them."""
+    table = Table(title="populations, on validation", title_justify="left")
+    table.add_column("population", no_wrap=True)
+    for heading in ("firing", "silent in a sample", "dead"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in list(epoch.firing_rate)[:POPULATIONS_SHOWN]:
+        dead = epoch.dead_share[name]
+        style = "red" if dead > DEAD_SHARE_SHOWN_RED else None
+        values = (epoch.firing_rate[name], epoch.silent_share[name], dead)
+        table.add_row(escape(name), *(percent(value, 1) for value in values), style=style)
+    if (more := len(epoch.firing_rate) - POPULATIONS_SHOWN) > 0:
+        table.caption = f"and {more} more"
+    return table
 
 
 def show_summary(console: Console, summary: Summary) -> None:
@@ -123,8 +221,10 @@ def show_summary(console: Console, summary: Summary) -> None:
         if pair.mismatches is None:
             table.add_row(name, f"[yellow]skipped[/]: {escape(pair.skipped or '')}")
         else:
-            verdict = "[green]yes[/]" if pair.mismatches == 0 else "[red]NO[/]"
+            verdict = "[green]yes[/]" if pair.differing == 0 else "[red]NO[/]"
             text = f"{verdict}, {pair.mismatches:,} of {pair.compared:,} neuron-steps differ ({pair.spikes:,} spikes)"
+            if pair.membranes:
+                text += f", {pair.membrane_mismatches:,} of {pair.membranes:,} last membranes"
             table.add_row(name, text)
     total = sum(check.counted for check in summary.synop_checks)
     agree = all(check.counted == check.derived for check in summary.synop_checks)

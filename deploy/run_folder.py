@@ -14,11 +14,12 @@ from spikeport.deploy.chip import Chip
 from spikeport.deploy.mapping import Mapping
 from spikeport.deploy.timing import Timing
 from spikeport.deploy.trace import Trace
+from spikeport.models.checkpoint import Trained, TrainingState
 from spikeport.models.datasets import Dataset, load_dataset
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json, write_text
+from spikeport.models.processes import is_first_process
 from spikeport.models.recipe import Recipe, parse_recipe
-from spikeport.models.trainer import Trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,18 @@ class RunFolder:
     path: Path
 
     @staticmethod
-    def create(path: Path, recipe_text: str) -> "RunFolder":
-        """Make the folder and put the recipe into it. Raises SpikeportError where it cannot be written."""
+    def create(path: Path, recipe_text: str, restart: bool = False) -> "RunFolder":
+        """Make the folder and put the recipe into it; of several processes the first one does.
+
+        Raises SpikeportError where it cannot be written, and TrainingError where it holds the unfinished training of
+        another recipe that is not to be given up by `restart`.
+        """
         folder = RunFolder(Path(path))
-        write_text(folder.recipe_file, recipe_text)
+        folder.__dict__["recipe_text"] = recipe_text
+        if is_first_process():
+            if folder.state_file.is_file() and not restart:
+                TrainingState.load(folder.state_file).check_recipe(folder.recipe, folder.state_file)
+            write_text(folder.recipe_file, recipe_text)
         return folder
 
     @staticmethod
@@ -49,6 +58,15 @@ class RunFolder:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def state_file(self) -> Path:
+        """From what an interrupted training goes on."""
+        return self.path / "training.pt"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def nir_file(self) -> Path:
@@ -109,6 +127,13 @@ class RunFolder:
     def data(self) -> Dataset:
         section = self.recipe.data
         return load_dataset(section.set, section.validation, self.recipe.seed, section.test)
+
+    def forget_state(self, everything: bool) -> None:
+        """Delete what a training killed while it wrote its state has left; `everything`: the state as well."""
+        for half in self.path.glob(f".{self.state_file.stem}-*{self.state_file.suffix}"):
+            half.unlink(missing_ok=True)
+        if everything:
+            self.state_file.unlink(missing_ok=True)
 
     def trained(self) -> Trained:
         return Trained.load(self.checkpoint_file, self.recipe, self.data.image_shape, len(self.data.class_names))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from spikeport.converters.bundle import write_bundle
 from spikeport.converters.graph import ProcessGraph
@@ -22,19 +23,23 @@ from spikeport.deploy.chip import Chip, load_chip
 from spikeport.deploy.gpu_energy import measure_gpu_energy
 from spikeport.deploy.mapping import Mapping, map_network, placement_hops
 from spikeport.deploy.placement import Hops
-from spikeport.deploy.progress import Progress
+from spikeport.deploy.progress import Progress, epoch_line
 from spikeport.deploy.report import write_report
 from spikeport.deploy.run_folder import RunFolder
 from spikeport.deploy.summarize import summarize
 from spikeport.deploy.summary import GpuMeasurement, Summary
+from spikeport.deploy.tensorboard import open_events
 from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, pack
 from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
 from spikeport.deploy.workload import count, prepare
+from spikeport.models.checkpoint import Epoch, Trained
 from spikeport.models.errors import BackendUnavailableError, SpikeportError
+from spikeport.models.evaluate import is_membrane, run_batches, run_network
 from spikeport.models.files import write_json
-from spikeport.models.networks import parse_architecture
-from spikeport.models.trainer import Epoch, Trained, run_network, train
+from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.processes import is_first_process
+from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train
 
 BACKENDS = ("torch", "events", "lava", "loihi2")
 EXPORT_CHECK_SAMPLES = 100
@@ -46,49 +51,91 @@ def _timed() -> Iterator[Callable[[], float]]:
     yield lambda: round(time.perf_counter() - started, 3)
 
 
-def train_stage(folder: RunFolder, progress: Progress) -> Trained:
-    """Train, keep the best epoch on validation, and run the trained network on the test set."""
+def train_stage(
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    restart: bool = False,
+    tensorboard: bool = False,
+    save_every_s: float = SECONDS_BETWEEN_STATES,
+) -> Trained | None:
+    """Train, keep the best epoch on validation, and run the trained network on the test set.
+
+    An interrupted training goes on where its last state was written, and gives up that state if `restart` says so.
+    Under torchrun only the first process writes and returns anything.
+    """
     recipe, data = folder.recipe, folder.data
-    parse_architecture(recipe.network.architecture, data.image_shape, len(data.class_names))
+    build_network(recipe, data.image_shape, len(data.class_names))  # refuses before any time is spent
     load_chip(recipe.chip.name)
+    first = is_first_process()
+    if first:
+        folder.forget_state(everything=restart)
+    events = open_events(folder.tensorboard_folder, recipe) if tensorboard and first else None
     batches = -(-len(data.train) // recipe.training.batch_size) * recipe.training.epochs
-    with _timed() as elapsed:
-        with progress.task("train", batches) as advance:
-            last: list[str] = [""]
+    with progress.training(batches, recipe.training.epochs) as view:
 
-            def on_epoch(epoch: Epoch) -> None:
-                last[0] = f"epoch {epoch.epoch}, {_epoch_line(epoch)}"
-                advance(epoch.epoch * batches // recipe.training.epochs, last[0])
+        def on_epoch(epoch: Epoch) -> None:
+            view.epoch(epoch)
+            if events is not None:
+                events.add(epoch)
 
-            trained = train(recipe, data, on_epoch, lambda done, total: advance(done, last[0]))
-        best = trained.best
-        progress.say(f"best epoch {best.epoch} of {recipe.training.epochs}: {_epoch_line(best)}")
-        encoder = recipe.build_encoder()
-        with progress.task("run the trained network on the test set", len(data.test), "samples") as advance:
-            spikes = run_network(trained.network, data.test.images, encoder, on_batch=advance)
+        trained = train(
+            recipe,
+            data,
+            on_epoch,
+            lambda done, total: view.advance(done),
+            state_file=folder.state_file,
+            save_every_s=save_every_s,
+        )
+    if not first:
+        return None
+    best, last = trained.best, trained.history[-1].epoch
+    early = f", stopped after {last}" if last < recipe.training.epochs else ""
+    progress.say(f"best epoch {best.epoch} of {recipe.training.epochs}{early}: {epoch_line(best)}")
+    with _timed() as elapsed, progress.task("run the network on the test set", len(data.test), "samples") as advance:
+        trace = _float_trace(trained.network, folder, advance)
     trained.save(folder.checkpoint_file)
-    flat = {name: array.reshape(*array.shape[:2], -1) for name, array in spikes.items()}
-    Trace(
-        backend="float",
-        graph="",
-        samples=len(data.test),
-        steps=recipe.network.steps,
-        sizes={name: array.shape[2] for name, array in flat.items()},
-        packed={name: pack(array) for name, array in flat.items()},
-    ).save(folder.trace_file("float"))
+    trace.save(folder.trace_file("float"))
     history = [asdict(epoch) for epoch in trained.history]
     parameters = sum(weight.numel() for weight in trained.network.parameters())
+    seconds = round(trained.seconds + elapsed(), 3)
     folder.write_result(
-        "train",
-        {"best_epoch": best.epoch, "parameters": parameters, "history": history, "seconds": elapsed()},
+        "train", {"best_epoch": best.epoch, "parameters": parameters, "history": history, "seconds": seconds}
     )
+    folder.forget_state(everything=True)
     return trained
 
 
-def _epoch_line(epoch: Epoch) -> str:
-    firing = float(np.mean(list(epoch.firing_rate.values())))
-    dead = float(np.mean(list(epoch.dead_share.values())))
-    return f"validation {epoch.validation_accuracy:.2%}, firing {firing:.1%}, dead {dead:.1%}"
+def _float_trace(network: SpikingNetwork, folder: RunFolder, advance: Callable[..., None]) -> Trace:
+    """The trained network's spikes on the test set, or the membranes that decide, packed batch by batch.
+
+    Multi-level populations are left out: their sums of spikes do not tell which of their levels fired, and nothing
+    reads the float spikes of a population but the output, which has one level.
+    """
+    images, encoder = folder.data.test.images, folder.recipe.build_encoder()
+    packed: dict[str, list[np.ndarray]] = {}
+    sizes: dict[str, int] = {}
+    membranes: list[np.ndarray] = []
+    for done, outputs in run_batches(network, images, encoder):
+        for name, values in outputs.items():
+            if network.populations[name].neuron.levels:
+                continue
+            spikes = values.transpose(0, 1).flatten(2)
+            if is_membrane(network, name):
+                membranes.append(spikes[:, -1].double().cpu().numpy())
+                spikes = torch.zeros_like(spikes)  # it never fires
+            sizes[name] = spikes.shape[2]
+            packed.setdefault(name, []).append(pack(spikes.to(torch.uint8).cpu().numpy()))
+        advance(done.stop)
+    return Trace(
+        backend="float",
+        graph="",
+        samples=len(images),
+        steps=folder.recipe.network.steps,
+        sizes=sizes,
+        packed={name: np.concatenate(parts) for name, parts in packed.items()},
+        membrane=np.concatenate(membranes) if membranes else None,
+    )
 
 
 def export_stage(folder: RunFolder, progress: Progress) -> Path:
@@ -274,9 +321,21 @@ def bundle_stage(folder: RunFolder, samples: int) -> Path:
     return folder.bundle_folder
 
 
-def run_all(folder: RunFolder, progress: Progress) -> Summary:
-    """Every stage in a row. A backend that this machine lacks is skipped, and the summary says why."""
-    train_stage(folder, progress)
+def run_all(
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    restart: bool = False,
+    tensorboard: bool = False,
+    save_every_s: float = SECONDS_BETWEEN_STATES,
+) -> Summary | None:
+    """Every stage in a row. A backend that this machine lacks is skipped, and the summary says why.
+
+    Under torchrun all processes train, and the first one alone goes on from there; the others return None.
+    """
+    trained = train_stage(folder, progress, restart=restart, tensorboard=tensorboard, save_every_s=save_every_s)
+    if trained is None:
+        return None
     export_stage(folder, progress)
     quantize_stage(folder, progress)
     map_stage(folder, progress)

@@ -1,91 +1,36 @@
-"""The training loop: AdamW, cosine schedule, gradient clipping, selection on the validation split."""
+"""The training loop: one step after the other, selection on the validation split, a state that can be gone on from."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import copy
+import hashlib
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from spikeport.models.datasets import Dataset, Split
+from spikeport.models.augmentation import Augmentation
+from spikeport.models.checkpoint import Epoch, Trained, TrainingState, best_epoch, not_finite, training_sections
+from spikeport.models.datasets import Dataset
+from spikeport.models.diagnose import first_not_finite
 from spikeport.models.errors import SpikeportError, TrainingError
-from spikeport.models.files import atomic_path
-from spikeport.models.losses import kernel_loss
-from spikeport.models.networks import SpikingNetwork, parse_architecture
-from spikeport.models.readouts import decide
-from spikeport.models.recipe import Recipe
+from spikeport.models.evaluate import evaluate
+from spikeport.models.memory import (
+    PROBE_SAMPLES,
+    available_memory,
+    is_out_of_memory,
+    keep_freed_memory,
+    step_memory,
+)
+from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.processes import Processes, join_processes
+from spikeport.models.recipe import Recipe, TrainingSection
 
-EVALUATION_BATCH = 500
-CHECKPOINT_FORMAT = "spikeport-checkpoint"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch left: training loss per sample, validation accuracy, firing rate and dead share by population."""
-
-    epoch: int
-    loss: float
-    validation_accuracy: float
-    firing_rate: dict[str, float]
-    dead_share: dict[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained network with its history; the network holds the weights of the best epoch on validation."""
-
-    network: SpikingNetwork
-    recipe: Recipe
-    history: list[Epoch] = field(default_factory=list)
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch that was kept: the highest validation accuracy, the last one of equals (a lower learning rate)."""
-        return max(self.history, key=lambda epoch: (epoch.validation_accuracy, epoch.epoch))
-
-    def save(self, path: Path) -> None:
-        """Write weights, recipe and history to one file."""
-        state = {
-            "format": CHECKPOINT_FORMAT,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "history": [asdict(epoch) for epoch in self.history],
-            "weights": self.network.state_dict(),
-        }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-
-    @staticmethod
-    def load(path: Path, recipe: Recipe, in_shape: tuple[int, ...], classes: int) -> "Trained":
-        """Read a checkpoint. Raises TrainingError where it is missing, damaged or of another network."""
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-            if state["format"] != CHECKPOINT_FORMAT or not state["history"]:
-                raise ValueError("not a whole checkpoint")
-            network = build_network(recipe, in_shape, classes)
-            if Recipe.model_validate(state["recipe"]).network != recipe.network:
-                raise TrainingError(f"{path} was trained with another [network] section. Run `spikeport train` again.")
-            network.load_state_dict(state["weights"])
-            _check_weights(network, f"{path} holds weights that are NaN or infinite. Run `spikeport train` again.")
-            return Trained(network, recipe, [Epoch(**epoch) for epoch in state["history"]])
-        except FileNotFoundError:
-            raise TrainingError(f"{path} is missing. Run `spikeport train` first.") from None
-        except SpikeportError:
-            raise
-        except Exception as error:  # a damaged file raises anything from zipfile, pickle or torch
-            raise TrainingError(f"{path} is damaged ({type(error).__name__}). Run `spikeport train` again.") from None
-
-
-def _seed(seed: int) -> None:
-    """Seed everything that training draws from: initial weights and order of samples both come from torch."""
-    torch.manual_seed(seed)
-
-
-def build_network(recipe: Recipe, in_shape: tuple[int, ...], classes: int) -> SpikingNetwork:
-    """The untrained network of a recipe."""
-    specs = parse_architecture(recipe.network.architecture, in_shape, classes)
-    return SpikingNetwork(specs, recipe.network.neuron(), recipe.rule.build(), recipe.build_encoder().unit)
+SECONDS_BETWEEN_STATES = 300.0
 
 
 def train(
@@ -94,109 +39,354 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     device: str | None = None,
+    *,
+    state_file: Path | None = None,
+    save_every_s: float = SECONDS_BETWEEN_STATES,
 ) -> Trained:
     """Train a recipe on a data set.
 
     Args:
-        on_epoch: called after each epoch. on_batch: called after each batch with (batches done, batches in all).
+        on_epoch: called after each epoch; at once for those that an interrupted training had finished.
+        on_batch: called after each batch with (batches done, batches in all).
         device: torch device; a GPU where there is one by default.
+        state_file: where the state is written at the end of every epoch and every `save_every_s` seconds. If it is
+            there already, training goes on from it, to the same result as without the interruption.
 
-    Raises TrainingError where the loss is not a finite number.
+    Started by torchrun, every process takes its share of each batch, and the first one writes the files.
+
+    Raises TrainingError where the loss, a gradient or a weight is not a finite number, where the data do not fit the
+    network, where memory runs out, and where the state file is damaged or of another recipe.
     """
-    _seed(recipe.seed)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = recipe.training
-    encoder = recipe.build_encoder()
-    network = build_network(recipe, data.image_shape, len(data.class_names)).to(place)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
-    )
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
-    kept = cast(SpikingNetwork, averaged.module)
-    batches = -(-len(data.train) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
-    images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
-    shuffler = torch.Generator().manual_seed(recipe.seed)
-    history: list[Epoch] = []
-    best_weights: dict[str, torch.Tensor] = {}
-    for epoch in range(1, settings.epochs + 1):
-        order = torch.randperm(len(labels), generator=shuffler)
-        total = 0.0
-        for batch, index in enumerate(order.split(settings.batch_size)):
-            picked = _shifted(images[index], settings.shift_pixels, shuffler)
-            output = network(encoder(picked.to(place)))[network.output]
-            loss = kernel_loss(output, labels[index].to(place), network.neuron.tau_syn)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-            if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise TrainingError(
-                    f"the loss or its gradient is not a finite number in epoch {epoch}, batch {batch + 1}. "
-                    "Lower training.learning_rate or raise rule.slope_floor."
-                )
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(network)
-            total += loss.item()
-            if on_batch:
-                on_batch((epoch - 1) * batches + batch + 1, settings.epochs * batches)
-        # weights that overflow silence the network, and its loss then looks like a number
-        _check_weights(network, f"weights became infinite in epoch {epoch}. Lower training.learning_rate.")
-        result = _validate(kept, data.validation, encoder, epoch, total / len(labels))
-        if not history or result.validation_accuracy >= max(e.validation_accuracy for e in history):
-            best_weights = {key: value.detach().cpu().clone() for key, value in kept.state_dict().items()}
-        history.append(result)
+    _check_data(recipe, data)
+    with (
+        join_processes(device) as processes,
+        _reproducible(recipe.training.deterministic),
+        keep_freed_memory(processes.device),
+    ):
+        training = _Training(recipe, data, processes)
+        training.go_on_from(state_file)
+        training.check_memory()
         if on_epoch:
-            on_epoch(result)
-    network.to("cpu").load_state_dict(best_weights)
-    return Trained(network, recipe, history)
+            for epoch in training.history:
+                on_epoch(epoch)
+        while not training.finished:
+            try:
+                result = training.run_epoch(state_file, save_every_s, on_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(f"out of memory. {training.memory_advice()}{_kept(state_file)}") from error
+            if on_epoch:
+                on_epoch(result)
+        return training.trained()
 
 
-def _check_weights(network: SpikingNetwork, message: str) -> None:
-    if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
-        raise TrainingError(message)
+class _Training:
+    """Everything that training changes. `state` and `go_on_from` are each other's inverse."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, processes: Processes) -> None:
+        self.recipe, self.data, self.processes = recipe, data, processes
+        self.settings = settings = recipe.training
+        self.encoder = recipe.build_encoder()
+        self.loss = recipe.loss.build(recipe.network.tau_syn)
+        self.augment = Augmentation(settings.shift_pixels, settings.flip, settings.rotate_degrees, settings.scale)
+        self.images, self.labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
+        self.batches = -(-len(self.labels) // settings.batch_size)
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe, data.image_shape, len(data.class_names))
+        self.network = network.to(processes.device)
+        self.averaged = copy.deepcopy(self.network) if settings.average else None
+        self.parameters = list(self.network.parameters())
+        self.optimizer = _optimizer(settings, self.parameters)
+        self.epoch, self.batch, self.total_loss = 0, 0, 0.0
+        self.history: list[Epoch] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.seconds, self.started = 0.0, time.monotonic()
+        self.saved_at = self.started
+
+    @property
+    def selected(self) -> SpikingNetwork:
+        """The network that is validated and kept."""
+        return self.averaged or self.network
+
+    @property
+    def finished(self) -> bool:
+        """True after the last epoch, or after `patience` epochs without a better validation accuracy."""
+        if self.epoch >= self.settings.epochs:
+            return True
+        if not self.history or self.settings.patience is None:
+            return False
+        highest = max(epoch.validation_accuracy for epoch in self.history)
+        first = next(epoch.epoch for epoch in self.history if epoch.validation_accuracy == highest)
+        return self.epoch - first >= self.settings.patience
+
+    def run_epoch(
+        self, state_file: Path | None, save_every_s: float, on_batch: Callable[[int, int], None] | None
+    ) -> Epoch:
+        """The rest of the current epoch, and its validation."""
+        order = torch.randperm(len(self.labels), generator=self._draws("order"))
+        for batch, index in enumerate(order.split(self.settings.batch_size)):
+            if batch < self.batch:
+                continue  # done before the interruption
+            self.total_loss += self._step(index, state_file)
+            self.batch += 1
+            if on_batch:
+                on_batch(self.epoch * self.batches + self.batch, self.settings.epochs * self.batches)
+            if self.batch < self.batches and time.monotonic() - self.saved_at >= save_every_s:
+                self._save(state_file)
+        self._average_statistics()
+        # weights that overflow silence the network, and its loss then looks like a number
+        if name := not_finite(self.network):
+            raise TrainingError(
+                f"weights of {name!r} became infinite in epoch {self.epoch + 1}. "
+                f"Lower training.learning_rate.{_kept(state_file)}"
+            )
+        result = self._validate()
+        if not self.history or result.validation_accuracy >= best_epoch(self.history).validation_accuracy:
+            self.best = _on_cpu(self.selected)
+        self.history.append(result)
+        self.epoch, self.batch, self.total_loss = self.epoch + 1, 0, 0.0
+        self._save(state_file)
+        return result
+
+    def _step(self, index: torch.Tensor, state_file: Path | None) -> float:
+        """Train on the samples with these numbers; returns their loss, summed."""
+        place = self.processes.device
+        # Each process draws for the whole batch and takes its share then: the samples are those of one process.
+        images = self.augment(self.images[index].float(), self._draws("augmentation")).to(place)
+        encoded = self.processes.share(self.encoder(images, generator=self._draws("encoder", place)), 1)
+        labels = self.processes.share(self.labels[index]).to(place)
+        torch.manual_seed(self._seed_of("dropout", self.processes.rank))
+
+        def forward() -> torch.Tensor:
+            with torch.autocast(place.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                output = self.network(encoded)[self.network.output]
+            return self.loss(output.float(), labels)
+
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = torch.zeros((), device=place)
+        if len(labels):
+            loss = forward()
+            loss.backward()
+            loss = loss.detach()
+        gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
+        self.processes.add([loss, *gradients])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self._explain(forward if len(labels) else None, state_file)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * schedule(self.settings, self._steps_done, self.batches)
+        self.optimizer.step()
+        self._limit_and_average()
+        return float(loss_value)
+
+    @torch.no_grad()
+    def _limit_and_average(self) -> None:
+        limit = self.settings.weight_limit
+        if limit is not None:
+            for weight in self.parameters:
+                if weight.dim() > 1:  # not the scale and shift of a normalisation, nor a bias
+                    weight.clamp_(-limit, limit)
+        if self.averaged is None:
+            return
+        # A smaller factor at first: the mean soon forgets the weights that training began with.
+        factor = min(self.settings.average, (1 + self._steps_done) / (10 + self._steps_done))
+        for mean, weight in zip(self.averaged.parameters(), self.parameters, strict=True):
+            mean.lerp_(weight, 1 - factor)
+        for kept, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """The statistics of a normalisation, which each process takes from its own share, as the mean of all."""
+        for network in (self.network, self.averaged):
+            buffers = [each for each in (network.buffers() if network else ()) if each.is_floating_point()]
+            self.processes.add(buffers)
+            for buffer in buffers:
+                buffer /= self.processes.size
+
+    def _validate(self) -> Epoch:
+        split = self.data.validation
+        readout = self.recipe.readout_kind
+        found = evaluate(self.selected, split.images, split.labels, self.encoder, readout, self.processes)
+        return Epoch(
+            epoch=self.epoch + 1,
+            loss=self.total_loss / len(self.labels),
+            validation_accuracy=found.accuracy,
+            firing_rate=found.share("firing_rate"),
+            dead_share=found.share("dead_share"),
+            silent_share=found.share("silent_share"),
+            spikes_per_sample=found.spikes_per_sample,
+        )
+
+    def _explain(self, forward: Callable[[], torch.Tensor] | None, state_file: Path | None) -> None:
+        """Raise TrainingError naming the layer at which the current step went wrong."""
+        torch.manual_seed(self._seed_of("dropout", self.processes.rank))
+        places = self.processes.gather(first_not_finite(self.network, forward) if forward else None)
+        where = next((place for place in places if place), "the sum of the gradients")
+        raise TrainingError(
+            f"{where} is not a finite number in epoch {self.epoch + 1}, batch {self.batch + 1}. "
+            f"Lower training.learning_rate or training.clip_norm.{_kept(state_file)}"
+        )
+
+    # --- Random numbers: a function of the seed, their use and the position, so that no generator has to be stored
+
+    @property
+    def _steps_done(self) -> int:
+        return self.epoch * self.batches + self.batch
+
+    def _seed_of(self, use: str, rank: int = 0) -> int:
+        text = f"{self.recipe.seed} {use} {self.epoch} {self.batch if use != 'order' else 0} {rank}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+
+    def _draws(self, use: str, place: torch.device | None = None) -> torch.Generator:
+        return torch.Generator(place or torch.device("cpu")).manual_seed(self._seed_of(use))
+
+    # --- Memory
+
+    def check_memory(self) -> None:
+        """Raise TrainingError where a step is sure to need more memory than there is."""
+        settings = self.settings
+        copies = 1 + {"adamw": 2, "sgd": int(settings.momentum > 0)}[settings.optimizer]
+        zeros = torch.zeros_like(self.images[:1]).float().to(self.processes.device)
+        generator = torch.Generator(self.processes.device)
+        encoded = self.encoder(zeros.expand(PROBE_SAMPLES, *zeros.shape[1:]), generator=generator)
+        self.memory = step_memory(self.network, encoded, copies, settings.precision == "bfloat16")
+        available = available_memory(self.processes.device)
+        if available is not None and self.memory.least(self._batch_here) > available:
+            raise TrainingError(f"not enough memory. {self.memory_advice()}")
+
+    @property
+    def _batch_here(self) -> int:
+        """Samples of a batch that this process takes."""
+        return -(-min(self.settings.batch_size, len(self.labels)) // self.processes.size)
+
+    def memory_advice(self) -> str:
+        available = available_memory(self.processes.device)
+        return self.memory.explain(self.settings.batch_size, self.processes.size, available)
+
+    # --- The state
+
+    def state(self) -> TrainingState:
+        optimizer = self.optimizer.state_dict()
+        return TrainingState(
+            recipe=training_sections(self.recipe),
+            data=self._data_mark(),
+            epoch=self.epoch,
+            batch=self.batch,
+            loss=self.total_loss,
+            seconds=self._seconds(),
+            history=[asdict(epoch) for epoch in self.history],
+            weights=_on_cpu(self.network),
+            averaged=_on_cpu(self.averaged) if self.averaged else None,
+            optimizer=optimizer,
+            best=self.best,
+        )
+
+    def go_on_from(self, path: Path | None) -> None:
+        """Take over the state of an interrupted training, where there is one."""
+        state: TrainingState | None = None
+        error: SpikeportError | None = None
+        if path is not None and self.processes.first and path.exists():
+            try:
+                state = self._checked_state(path)
+            except SpikeportError as problem:
+                error = problem
+        state, error = self.processes.from_first((state, error))
+        if error is not None:
+            raise error
+        if state is None:
+            return
+        self.network.load_state_dict(state.weights)
+        if self.averaged is not None and state.averaged is not None:
+            self.averaged.load_state_dict(state.averaged)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.epoch, self.batch, self.total_loss = state.epoch, state.batch, state.loss
+        self.history = [Epoch(**epoch) for epoch in state.history]
+        self.best, self.seconds = state.best, state.seconds
+
+    def _checked_state(self, path: Path) -> TrainingState:
+        state = TrainingState.load(path)
+        state.check_recipe(self.recipe, path)
+        if state.data != self._data_mark():
+            raise TrainingError(f"{path} was trained on other data. `spikeport train --restart` begins anew.")
+        return state
+
+    def _data_mark(self) -> list[int]:
+        """Numbers that tell the training samples from others."""
+        some = self.data.train.images[:: max(1, len(self.labels) // 100)]
+        return [*self.data.train.images.shape, zlib.crc32(self.data.train.labels.tobytes()), zlib.crc32(some.tobytes())]
+
+    def _seconds(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+    def _save(self, path: Path | None) -> None:
+        if path is not None and self.processes.first:
+            self.state().save(path)
+        self.saved_at = time.monotonic()
+
+    def trained(self) -> Trained:
+        """The network with the weights of the best epoch, on the CPU."""
+        network = self.network.to("cpu")
+        network.load_state_dict(self.best)
+        network.eval()
+        return Trained(network, self.recipe, self.history, round(self._seconds(), 3))
 
 
-def _shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
-    """Each image moved by up to `pixels` in both directions, zeros moved in."""
-    if not pixels:
-        return images
-    height, width = images.shape[2:]
-    padded = torch.nn.functional.pad(images, [pixels] * 4)
-    offsets = torch.randint(0, 2 * pixels + 1, (2, len(images)), generator=generator)
-    rows = (offsets[0][:, None] + torch.arange(height))[:, None, :, None]
-    columns = (offsets[1][:, None] + torch.arange(width))[:, None, None, :]
-    channel = torch.arange(images.shape[1])[None, :, None, None]
-    return padded[torch.arange(len(images))[:, None, None, None], channel, rows, columns]
+def schedule(settings: TrainingSection, step: int, batches: int) -> float:
+    """Factor of the learning rate for the step after `step` others, in epochs of so many batches."""
+    match settings.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * batches)))
+        case "milestones":
+            return settings.decay ** sum(step >= epoch * batches for epoch in settings.milestones)
+        case "constant":
+            return 1.0
 
 
-@torch.no_grad()
-def run_network(
-    network: SpikingNetwork,
-    images: np.ndarray,
-    encoder: Callable[[torch.Tensor], torch.Tensor],
-    batch: int = EVALUATION_BATCH,
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, np.ndarray]:
-    """Spikes of every population as uint8 (samples, steps, *shape) on images (samples, ...)."""
-    place = next(network.parameters()).device
-    parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), batch):
-        values = torch.from_numpy(images[start : start + batch]).to(place)
-        for name, spikes in network(encoder(values)).items():
-            parts.setdefault(name, []).append(spikes.transpose(0, 1).to(torch.uint8).cpu().numpy())
-        if on_batch:
-            on_batch(min(start + batch, len(images)))
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+def _optimizer(settings: TrainingSection, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999))
 
 
-def _validate(network: SpikingNetwork, split: Split, encoder: Any, epoch: int, loss: float) -> Epoch:
-    spikes = run_network(network, split.images, encoder)
-    decisions = decide("psc", network.neuron.current_keep, spikes[network.output])
-    return Epoch(
-        epoch=epoch,
-        loss=loss,
-        validation_accuracy=float((decisions == split.labels).mean()),
-        firing_rate={name: float(array.mean()) for name, array in spikes.items()},
-        dead_share={name: float((~array.any(axis=(0, 1))).mean()) for name, array in spikes.items()},
-    )
+def _on_cpu(network: SpikingNetwork) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+
+
+def _kept(state_file: Path | None) -> str:
+    """Where the last good state is, as the end of an error."""
+    return f"\nThe last good state is kept in {state_file}." if state_file is not None and state_file.exists() else ""
+
+
+def _check_data(recipe: Recipe, data: Dataset) -> None:
+    """Raise TrainingError where a network of the recipe cannot take the data.
+
+    That labels are in range and images are numbers is `Dataset`'s own check.
+    """
+    steps = recipe.network.steps
+    if data.temporal and data.train.images.shape[1] != steps:
+        raise TrainingError(
+            f"recordings of {data.name!r} have {data.train.images.shape[1]} frames; network.steps = {steps}."
+        )
+
+
+@contextmanager
+def _reproducible(asked: bool) -> Iterator[None]:
+    """Refuse operations whose result may change from run to run on this device, where that is asked for."""
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
