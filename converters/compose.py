@@ -134,6 +134,10 @@ def conv(first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dila
             return Conv2d(first.shape, weight, None, stride, padding, dilation, groups)
         return Conv2d(first.in_shape, weight, first.pool, stride, padding, dilation, groups)
     second = Conv2d(first.out_shape, weight, None, stride, padding, dilation, groups)
+    if isinstance(first, Conv2d):
+        single = first.weight.shape[2:] == (1, 1) and first.padding == (0, 0)
+        if single or padding == (0, 0):
+            return _conv_then_conv(first, second)
     return replace(dense(first, _dense(second).weight), shape_out=second.out_shape)
 
 
@@ -177,6 +181,40 @@ def _conv_then_pool(first: Conv2d, window: SumPool) -> Conv2d:
             grown[:, :, row * down : row * down + height, column * right : column * right + width] += kernel
     stride = (down * window.stride[0], right * window.stride[1])
     return Conv2d(first.in_shape, grown, first.pool, stride, first.padding, (1, 1), first.groups)
+
+
+def _conv_then_conv(first: Conv2d, second: Conv2d) -> Conv2d:
+    """Two convolutions are one with a larger kernel and stride. The second one's padding holds zeros where a first one
+    that reaches past the edge would not, so one of them must do without."""
+    groups = first.groups if first.groups == second.groups else 1
+    inner, outer = (_spread(_ungrouped(each.weight, each.groups // groups), each.dilation) for each in (first, second))
+    down, right = first.stride
+    height, width = inner.shape[2:]
+    rows, columns = outer.shape[2:]
+    shape = (outer.shape[0], inner.shape[1], height + (rows - 1) * down, width + (columns - 1) * right)
+    grown = np.zeros(shape)
+    inner = inner.reshape(groups, -1, *inner.shape[1:])
+    outer = outer.reshape(groups, -1, *outer.shape[1:])
+    for row in range(rows):
+        for column in range(columns):
+            part = np.einsum("gom,gmikl->goikl", outer[..., row, column], inner, optimize=True)
+            place = grown[:, :, row * down : row * down + height, column * right : column * right + width]
+            place += part.reshape(place.shape)
+    stride = (down * second.stride[0], right * second.stride[1])
+    padding = (first.padding[0] + second.padding[0] * down, first.padding[1] + second.padding[1] * right)
+    return Conv2d(first.in_shape, grown, first.pool, stride, padding, (1, 1), groups)
+
+
+def _ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """A grouped kernel with the zeros between `groups` groups written out."""
+    if groups == 1:
+        return weight
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    out = np.zeros((weight.shape[0], inputs * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        out[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return out
 
 
 def _spread(weight: np.ndarray, dilation: Pair) -> np.ndarray:

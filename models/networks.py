@@ -203,7 +203,7 @@ def _parameters(node: Node) -> nn.Module | None:
                 nn.init.normal_(conv.weight, std=math.sqrt(node.gain / math.prod(conv.weight.shape[1:])))
             with torch.no_grad():
                 conv.weight.mul_(node.scale)
-            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+            conv.weight.data = _channels_last(conv.weight.data)
             return _without_bias(conv)
         case Dense():
             linear = nn.Linear(node.in_shape[0], node.shape[0], bias=node.bias)
@@ -212,6 +212,13 @@ def _parameters(node: Node) -> nn.Module | None:
         case Norm():
             return TdBatchNorm(node.shape[0], node.threshold, node.gain)
     return None
+
+
+def _channels_last(weight: torch.Tensor) -> torch.Tensor:
+    """The weights in the layout that the output takes over; for a single channel torch would pick another."""
+    _, channels, height, width = weight.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return torch.empty_strided(weight.shape, strides, dtype=weight.dtype).copy_(weight)
 
 
 def _without_bias(module: nn.Conv2d | nn.Linear) -> nn.Module:

@@ -209,7 +209,6 @@ SHARED = [
     (("sum pool", "conv", "average pool", "scale channels"), Conv2d),
     (("scale", "average pool", "scale channels", "conv"), Conv2d),
     (("scale channels", "average pool"), Conv2d),
-    (("conv", "conv"), Dense),
     (("conv", "scale elements"), Dense),
     (("scale elements", "conv"), Dense),
 ]
@@ -222,6 +221,37 @@ def test_weights_stay_shared_where_they_can(names: tuple[str, ...], form: type) 
     for seed in range(6):
         composed = assert_composes(chain(names, (2, 8, 9), seed), (2, 8, 9), seed)
         assert isinstance(composed, form)
+
+
+@given(
+    kernels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    paddings=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.tuples(st.sampled_from((1, 2, 4)), st.sampled_from((1, 2, 4))),
+    seed=SEEDS,
+)
+def test_two_convolutions_are_one_unless_zeros_lie_between_them(
+    kernels: tuple[int, int],
+    strides: tuple[int, int],
+    paddings: tuple[int, int],
+    dilations: tuple[int, int],
+    groups: tuple[int, int],
+    seed: int,
+) -> None:
+    rng, shape = np.random.default_rng(seed), (4, 13, 12)
+    composed: LinearMap = Identity(shape, shape)
+    x = expected = torch.as_tensor(rng.normal(size=(2, *shape)))
+    for k, s, p, d, g in zip(kernels, strides, paddings, dilations, groups, strict=True):
+        if d * (k - 1) + 1 > min(expected.shape[2:]) + 2 * p:
+            return
+        weight = rng.normal(size=(4, 4 // g, k, k))
+        composed = compose.conv(composed, weight, (s, s), (p, p), (d, d), g)
+        expected = F.conv2d(expected, torch.as_tensor(weight), None, s, p, d, g)
+    shared = paddings[1] == 0 or (kernels[0] == 1 and paddings[0] == 0)
+    assert isinstance(composed, Conv2d if shared else Dense)
+    assert composed.out_shape == expected.shape[1:]
+    torch.testing.assert_close(composed.apply(x), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_pooling_is_folded_into_the_addressing() -> None:
