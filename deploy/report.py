@@ -113,6 +113,7 @@ def render(summary: Summary, trace: Trace | None, sample: int = 0) -> str:
         figures=drawings,
         verdict=verdict(summary),
         rule=rule_name(summary),
+        decision=decision(summary),
         pairs_run=[pair for pair in summary.comparisons if pair.mismatches is not None],
         pairs_skipped=[pair for pair in summary.comparisons if pair.mismatches is None],
         costs=[summary.cost, *([summary.other_cost] if summary.other_cost else [])],
@@ -148,6 +149,29 @@ def verdict(summary: Summary) -> Verdict:
     if not run:
         return Verdict("unchecked", f"No check was run{left_out}", ())
     return Verdict("passed", f"All {run} checks passed{left_out}", ())
+
+
+def decision(summary: Summary) -> str:
+    """How decisions are read, as the page says it; empty for a run that did not record it."""
+    it = summary.readout
+    if it is None:
+        return ""
+    match it.kind:
+        case "count":
+            read = f"the class whose neuron in {it.population} fires most spikes wins"
+        case "psc":
+            read = (
+                f"the class with the largest sum over time of the spikes of {it.population}, filtered with the factor "
+                f"{significant(it.keep)} a step, wins"
+            )
+        case "first_spike":
+            read = f"the class whose neuron in {it.population} fires first wins"
+        case "membrane":
+            read = (
+                f"{it.population} integrates and never fires; the class with the highest membrane potential after the "
+                "last step of a sample wins, so that there is no decision after fewer steps"
+            )
+    return f"{read}. Ties go to the lower class."
 
 
 def rule_name(summary: Summary) -> str:

@@ -17,6 +17,7 @@ from spikeport.deploy.summary import (
     Cost,
     GpuMeasurement,
     Layer,
+    Readout,
     StepAccuracy,
     Summary,
     SynopCheck,
@@ -84,15 +85,9 @@ def summarize(folder: RunFolder) -> Summary:
             dataset=folder.data.name,
             dataset_note=folder.data.note,
         ),
+        readout=Readout(kind=graph.readout.kind, population=graph.readout.population, keep=graph.readout.keep),
         accuracy=_accuracies(folder, graph, float_trace, reference, trace),
-        accuracy_by_step=[
-            StepAccuracy(
-                steps=steps,
-                float=_share(decisions(graph.readout, float_trace, steps), labels),
-                quantized=_share(decisions(graph.readout, reference, steps), labels),
-            )
-            for steps in range(1, graph.steps + 1)
-        ],
+        accuracy_by_step=_accuracy_by_step(graph, float_trace, reference, labels),
         confusion=confusion.tolist(),
         class_names=list(folder.data.class_names),
         comparisons=_comparisons(folder, verified["comparisons"]),
@@ -109,6 +104,22 @@ def summarize(folder: RunFolder) -> Summary:
         gpu_skipped=gpu.get("skipped"),
         seconds={stage: folder.result(stage)["seconds"] for stage in STAGES if folder.result_file(stage).is_file()},
     )
+
+
+def _accuracy_by_step(
+    graph: ProcessGraph, float_trace: Trace, reference: Trace, labels: np.ndarray
+) -> list[StepAccuracy]:
+    """Accuracy after each step; empty for a membrane, which is kept of the last step alone."""
+    if graph.probed is not None:
+        return []
+    return [
+        StepAccuracy(
+            steps=steps,
+            float=_share(decisions(graph.readout, float_trace, steps), labels),
+            quantized=_share(decisions(graph.readout, reference, steps), labels),
+        )
+        for steps in range(1, graph.steps + 1)
+    ]
 
 
 def _gpu(found: dict[str, Any]) -> GpuMeasurement | None:
@@ -152,8 +163,11 @@ def _lava_skipped(folder: RunFolder) -> str | None:
 
 
 def _comparisons(folder: RunFolder, verified: list[dict[str, object]]) -> list[BackendComparison]:
-    fields = ("first", "second", "samples", "compared", "spikes", "mismatches", "by_population")
-    rows = [BackendComparison(**{key: entry[key] for key in fields}, skipped=None) for entry in verified]  # type: ignore[arg-type]
+    fields = set(BackendComparison.model_fields)
+    rows = [
+        BackendComparison.model_validate({key: entry[key] for key in fields & set(entry)} | {"skipped": None})
+        for entry in verified
+    ]
     skipped = _lava_skipped(folder)
     if skipped is not None:
         rows.append(
@@ -196,6 +210,9 @@ def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]
                 weight_error=error["weight_error"],
                 current_error=error["current_error"],
                 spike_error=error["spike_error"],
+                headroom=error["headroom"],
+                membrane_error=error.get("membrane_error"),
+                decision_error=error.get("decision_error"),
                 weight_bits=error["weight_bits"],
                 threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
             )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json
+from spikeport.models.readouts import ReadoutKind
 
 SCHEMA_VERSION = 2
 
@@ -37,6 +38,14 @@ class Accuracies(_Model):
     lava_skipped: str | None
 
 
+class Readout(_Model):
+    """How decisions are read: from the spikes of a population, or from its membrane after a sample's last step."""
+
+    kind: ReadoutKind
+    population: str
+    keep: Share
+
+
 class StepAccuracy(_Model):
     """Test accuracy if the decision were read after `steps` steps."""
 
@@ -46,7 +55,8 @@ class StepAccuracy(_Model):
 
 
 class BackendComparison(_Model):
-    """Two backends, spike for spike. `compared` counts neuron-steps, `spikes` those in which the first one fired."""
+    """Two backends, spike for spike. `compared` counts neuron-steps, `spikes` those in which the first one fired.
+    `membranes` counts the last membranes that were compared where these are the readout."""
 
     first: str
     second: str
@@ -55,7 +65,14 @@ class BackendComparison(_Model):
     spikes: int
     mismatches: int | None
     by_population: dict[str, int]
+    membranes: int = 0
+    membrane_mismatches: int = 0
     skipped: str | None
+
+    @property
+    def differing(self) -> int | None:
+        """Neuron-steps and membranes that differ; None where the comparison was skipped."""
+        return None if self.mismatches is None else self.mismatches + self.membrane_mismatches
 
 
 class SynopCheck(_Model):
@@ -73,7 +90,9 @@ class Layer(_Model):
     silent_share: neurons that stay silent for a whole sample, mean over samples. dense_macs_per_inference: every
     synapse at every step, zeros included, pooling done first. The errors compare with the float network on the
     calibration samples: root mean square error over root mean square value for weights and currents, share of differing
-    neuron-steps for spikes.
+    neuron-steps for spikes. headroom: largest |u| on them over 2^23, where u wraps. Of a membrane readout's population
+    headroom is that of v too, which saturates there; membrane_error is the root mean square error of v after the last
+    step over its root mean square value, decision_error the share of samples that are decided otherwise.
     """
 
     name: str
@@ -90,6 +109,9 @@ class Layer(_Model):
     weight_error: float
     current_error: float
     spike_error: float
+    headroom: float | None = None
+    membrane_error: float | None = None
+    decision_error: Share | None = None
     weight_bits: int
     threshold: int
 
@@ -274,6 +296,7 @@ class Summary(_Model):
     name: str
     recipe: str
     training: Training
+    readout: Readout | None = None
     accuracy: Accuracies
     accuracy_by_step: list[StepAccuracy]
     confusion: list[list[int]]
@@ -296,6 +319,11 @@ class Summary(_Model):
             f"{pair.first} and {pair.second} differ in {pair.mismatches:,} of {pair.compared:,} neuron-steps"
             for pair in self.comparisons
             if pair.mismatches
+        ]
+        lines += [
+            f"{pair.first} and {pair.second} differ in {pair.membrane_mismatches:,} of {pair.membranes:,} membranes"
+            for pair in self.comparisons
+            if pair.membrane_mismatches
         ]
         lines += [
             f"synaptic operations of {check.projection}: counted {check.counted:,}, derived {check.derived:,}"

@@ -17,6 +17,7 @@ from spikeport.deploy.summary import (
     GpuMeasurement,
     Layer,
     LimitUse,
+    Readout,
     Reference,
     StepAccuracy,
     Summary,
@@ -25,6 +26,7 @@ from spikeport.deploy.summary import (
     Training,
 )
 from spikeport.deploy.trace import Trace, pack
+from spikeport.models.readouts import ReadoutKind
 
 HOSTILE = "<script>alert(1)</script> $x^2$ & \"a\" 'b' 50% {{7*7}} ]]> \x07 é漢\nnext"
 SIZES = {"conv1": (12, 24, 24), "conv2": (32, 8, 8), "hidden": (128,), "output": (10,)}
@@ -56,11 +58,15 @@ def make_summary(
     mesh: tuple[int, int] = (8, 4),
     cores_per_tile: int = 4,
     model: Literal["simple", "cycle"] = "cycle",
+    readout: ReadoutKind | None = None,
+    membranes_wrong: int = 0,
 ) -> Summary:
-    """A run of the size of MNIST. `lava` and `no_gpu` say why these were skipped; `names` renames the populations."""
+    """A run of the size of MNIST. `lava` and `no_gpu` say why these were skipped; `names` renames the populations.
+    readout: of the last population; None as in files of a version that did not record it."""
     names = names or list(SIZES)
     classes = classes or [str(digit) for digit in range(10)]
     shapes = dict(zip(names, SIZES.values(), strict=True))
+    probed = readout == "membrane"
     reads = Accuracy(accuracy=0.9871, samples=10000)
     skipped = {"samples": 0, "compared": 0, "spikes": 0, "mismatches": None, "by_population": {}, "skipped": lava}
     ran = {
@@ -70,6 +76,7 @@ def make_summary(
         "mismatches": 0,
         "by_population": {},
         "skipped": None,
+        "membranes": 640 if probed else 0,
     }
     cores = [name for name, amount in zip(names, CORES.values(), strict=True) for _ in range(amount)]
     confusion = np.diag(np.full(len(classes), 985)) + np.random.default_rng(1).poisson(1.5, (len(classes),) * 2)
@@ -103,7 +110,9 @@ def make_summary(
         accuracy_by_step=[
             StepAccuracy(steps=step, float=0.9878 - 0.6 * 0.35**step, quantized=0.9871 - 0.65 * 0.35**step)
             for step in range(1, 9)
+            if not probed
         ],
+        readout=Readout(kind=readout, population=names[-1], keep=0.6) if readout else None,
         confusion=confusion.tolist(),
         class_names=classes,
         comparisons=[
@@ -115,6 +124,8 @@ def make_summary(
                 spikes=14_253_187,
                 mismatches=mismatches,
                 by_population={names[0]: mismatches} if mismatches else {},
+                membranes=100_000 if probed else 0,
+                membrane_mismatches=membranes_wrong,
                 skipped=None,
             ),
             BackendComparison(first="events", second="lava", **(skipped if lava else ran)),
@@ -141,6 +152,9 @@ def make_summary(
                 weight_error=0.0031,
                 current_error=0.0127,
                 spike_error=0.0009,
+                headroom=0.31 if readout else None,
+                membrane_error=0.0142 if probed and name == names[-1] else None,
+                decision_error=0.0078 if probed and name == names[-1] else None,
                 weight_bits=8,
                 threshold=5120,
             )

@@ -15,6 +15,7 @@ from spikeport.deploy.figures import mesh
 from spikeport.deploy.report import CAUSES, MODELS, busiest_link, energy, render, verdict, waited_for, write_report
 from spikeport.deploy.summary import Summary
 from spikeport.models.errors import SpikeportError
+from spikeport.models.readouts import ReadoutKind
 
 PANELS = {"accuracy", "confusion", "raster", "activity", "synops", "mesh", "energy-a", "energy-b", "time-a", "time-b"}
 
@@ -142,6 +143,64 @@ def test_a_failed_check_is_in_the_verdict() -> None:
     assert "torch and events differ in 3 of 720,640,000 neuron-steps" in page.text
     assert "synaptic operations of input->conv1: counted 880,123,457, derived 880,123,456" in page.text
     assert "No spike differs" not in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("count", "the class whose neuron in output fires most spikes wins"),
+        ("psc", "the class with the largest sum over time of the spikes of output, filtered with the factor 0.6"),
+        ("first_spike", "the class whose neuron in output fires first wins"),
+        ("membrane", "output integrates and never fires; the class with the highest membrane potential"),
+    ],
+)
+def test_the_page_says_how_a_decision_is_read(kind: ReadoutKind, said: str) -> None:
+    text = Page(render(make_summary(readout=kind), None)).text
+    assert f"How a decision is read: {said}" in text
+    assert "Ties go to the lower class." in text
+    assert ("membrane error" in text) == (kind == "membrane")
+    assert "31.0 %" in text
+
+
+def test_every_kind_of_readout_is_tested_above() -> None:
+    assert set(get_args(ReadoutKind)) == {"count", "psc", "first_spike", "membrane"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_summary_that_does_not_record_the_readout_says_nothing_of_it() -> None:
+    text = Page(render(make_summary(), None)).text
+    assert "How a decision is read" not in text
+    assert "membrane" not in text
+
+
+def test_a_membrane_has_no_curve_of_accuracy_over_time() -> None:
+    page = render(make_summary(readout="membrane"), make_trace())
+    text = Page(page).text
+    assert 'id="fig-accuracy"' not in page
+    assert 'id="fig-confusion"' in page
+    numbers = [int(number) for number in re.findall(r"<b>Figure (\d+)\.</b>", page)]
+    assert numbers == list(range(1, 8))
+    assert "No spike and no membrane differs between torch and events" in text
+    assert "nowhere; 0 of 100,000 last membranes" in text
+    assert "0.0142 0.8 % 31.0 %" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_membranes_that_differ_fail_the_run_though_no_spike_does() -> None:
+    summary = make_summary(readout="membrane", membranes_wrong=4)
+    assert summary.checks_failed == ["torch and events differ in 4 of 100,000 membranes"]
+    text = Page(render(summary, None)).text
+    assert verdict(summary).kind == "failed"
+    assert "1 of 6 checks failed." in text
+    assert "nowhere; 0 of 640 last membranes" in text
+    assert "4 of 100,000 last membranes" in text.replace("nowhere; 0 of", "")
+
+
+def test_a_summary_of_a_membrane_readout_is_saved_and_loaded(tmp_path: Path) -> None:
+    summary = make_summary(readout="membrane", membranes_wrong=1)
+    summary.save(tmp_path / "summary.json")
+    assert Summary.load(tmp_path / "summary.json") == summary
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
 from spikeport.converters.operators import Conv2d, Dense
 from spikeport.deploy import event_simulator, torch_backend
+from spikeport.deploy.cli import main
 from spikeport.deploy.trace import Trace, decisions, pack
 from spikeport.deploy.verify import Divergence, compare, compare_synops
 from spikeport.models.errors import SpikeportError
@@ -295,6 +296,98 @@ def test_synops_are_compared_by_projection_and_step() -> None:
     assert (wrong.projection, wrong.counted - wrong.derived, wrong.steps_that_differ) == ("side-last", 0, 2)
 
 
+# ---- membranes that are read -----------------------------------------------------------------------------------------
+
+
+def probed(graph: ProcessGraph) -> ProcessGraph:
+    """The network above with an integrator for its last population."""
+    graph = with_neuron(graph, "last", vth=131071 - 3500, dv=3 - 400)
+    return replace(graph, readout=Readout("last", "membrane"))
+
+
+PROBED = probed(GRAPH)
+MEMBRANES = torch_backend.run(PROBED, INPUTS, device="cpu")
+
+
+def with_membranes(trace: Trace, changes: dict[tuple[int, int], int]) -> Trace:
+    """The same trace with other membranes at some (sample, neuron)."""
+    assert trace.membrane is not None
+    changed = trace.membrane.copy()
+    for place, by in changes.items():
+        changed[place] += by
+    return replace(trace, membrane=changed)
+
+
+def test_equal_membranes_are_counted() -> None:
+    found = compare(PROBED, MEMBRANES, event_simulator.run(PROBED, INPUTS))
+    assert (found.equal, found.mismatches, found.divergence) == (True, 0, None)
+    assert (found.membranes, found.membrane_mismatches) == (SAMPLES * 10, 0)
+    assert str(found).endswith(f"spikes), 0 of {SAMPLES * 10} membranes that are read")
+    assert compare(GRAPH, TRUTH, TRUTH).membranes == 0
+
+
+@pytest.mark.parametrize("change", [{"dv": 1}, {"du": 1}, {"bias_mant": 1}])
+def test_a_fault_that_shows_in_membranes_alone_is_found(change: dict[str, int]) -> None:
+    faulty = torch_backend.run(with_neuron(PROBED, "last", **change), INPUTS, device="cpu")
+    found = compare(PROBED, MEMBRANES, relabelled(faulty, PROBED), INPUTS)
+    assert (found.mismatches, found.equal) == (0, False)
+    assert found.membrane_mismatches > SAMPLES
+    place = found.divergence
+    assert place is not None
+    assert (place.population, place.sample, place.step, place.what) == ("last", 0, STEPS - 1, "membrane")
+    assert MEMBRANES.membrane is not None
+    assert faulty.membrane is not None
+    assert place.neuron == np.flatnonzero(MEMBRANES.membrane[0] != faulty.membrane[0])[0]
+    values = tuple(int(trace.membrane[0, place.neuron]) for trace in (MEMBRANES, faulty))
+    assert (place.first, place.second) == values
+    assert place.v == place.first
+    text = f"last, sample 0, step {STEPS - 1}, neuron {place.neuron}: membrane v {values[0]} against {values[1]}"
+    assert text in str(found)
+    assert found.to_json()["membrane_mismatches"] == found.membrane_mismatches
+
+
+def test_one_membrane_that_differs_is_found() -> None:
+    found = compare(PROBED, MEMBRANES, with_membranes(MEMBRANES, {(17, 4): -1}))
+    assert (found.mismatches, found.membrane_mismatches, found.equal) == (0, 1, False)
+    assert found.divergence is not None
+    assert (found.divergence.sample, found.divergence.step, found.divergence.neuron) == (17, STEPS - 1, 4)
+    assert found.divergence.first == found.divergence.second + 1
+
+
+@pytest.mark.parametrize(
+    ("sample", "step", "what"),
+    [(2, STEPS - 1, "spikes"), (2, 0, "spikes"), (1, 3, "spikes"), (3, 0, "membrane")],
+    ids=["at the same step", "in the same sample", "in a sample before", "in a sample behind"],
+)
+def test_the_earliest_difference_is_a_spike_or_a_membrane(sample: int, step: int, what: str) -> None:
+    packed = {name: array.copy() for name, array in MEMBRANES.packed.items()}
+    packed["middle"][sample, step, 1] ^= 0b00010000
+    other = replace(with_membranes(MEMBRANES, {(2, 7): 5, (2, 3): -5, (9, 0): 1}), packed=packed)
+    found = compare(PROBED, MEMBRANES, other)
+    assert (found.mismatches, found.membrane_mismatches) == (1, 3)
+    assert found.divergence is not None
+    assert found.divergence.what == what
+    place = (found.divergence.population, found.divergence.sample, found.divergence.step, found.divergence.neuron)
+    assert place == (("last", 2, STEPS - 1, 3) if what == "membrane" else ("middle", sample, step, 11))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_trace_that_lacks_the_membranes_is_not_equal_to_one_with(which: int) -> None:
+    pair = [MEMBRANES, MEMBRANES]
+    pair[which] = replace(MEMBRANES, membrane=None)
+    with pytest.raises(SpikeportError, match="does not hold the membrane of 'last'"):
+        compare(PROBED, *pair)
+
+
+def test_membranes_that_differ_fail_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where every spike is equal, the exit status of `spikeport verify` is 1 all the same."""
+    for by, status in ((0, 0), (1, 1)):
+        found = compare(PROBED, MEMBRANES, with_membranes(MEMBRANES, {(3, 3): by}))
+        monkeypatch.setattr("spikeport.deploy.cli._open", lambda folder: folder)
+        monkeypatch.setattr("spikeport.deploy.stages.verify_stage", lambda *_, found=found: ([found], []))
+        assert main(["verify", str(tmp_path)]) == status
+
+
 # ---- traces ----------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +409,14 @@ def test_a_saved_trace_is_loaded_again(
             np.testing.assert_array_equal(array, after[name])
             assert array.dtype == after[name].dtype
     assert compare(graph, trace, loaded).mismatches == 0
+
+    if graph.probed is None:
+        assert loaded.membrane is None
+    else:
+        assert trace.membrane is not None
+        assert loaded.membrane is not None
+        assert loaded.membrane.dtype == np.int64
+        np.testing.assert_array_equal(loaded.membrane, trace.membrane)
 
 
 def test_names_with_dots_and_slashes_survive(tmp_path: Path) -> None:
@@ -356,6 +457,15 @@ def test_the_head_is_the_first_samples_of_everything() -> None:
     assert trace.head(SAMPLES).samples == SAMPLES
 
 
+def test_the_head_has_the_first_membranes() -> None:
+    head = MEMBRANES.head(2)
+    assert head.membrane is not None
+    assert MEMBRANES.membrane is not None
+    np.testing.assert_array_equal(head.membrane, MEMBRANES.membrane[:2])
+    found = compare(PROBED, head, MEMBRANES)
+    assert (found.membranes, found.equal) == (2 * 10, True)
+
+
 def test_a_head_longer_than_the_trace_is_refused() -> None:
     with pytest.raises(SpikeportError, match=f"has {SAMPLES} samples; {SAMPLES + 1} were asked for"):
         TRUTH.head(SAMPLES + 1)
@@ -393,6 +503,30 @@ def test_the_psc_readout_weighs_early_spikes() -> None:
     trace = Trace("torch", "0" * 16, 1, 4, {"out": 2}, {"out": pack(late)})
     assert decisions(Readout("out", "psc", 0.5), trace).tolist() == [1]
     assert decisions(Readout("out", "psc", 1.0), trace).tolist() == [0]
+
+
+def read_at_the_end(membrane: np.ndarray | None, samples: int = 3) -> Trace:
+    """A trace of three classes that never fire, over four steps."""
+    return Trace("torch", "0" * 16, samples, 4, {"out": 3}, {"out": pack(np.zeros((samples, 4, 3)))}, membrane=membrane)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_membrane_decides_after_the_last_step_alone(dtype: type[np.generic], tmp_path: Path) -> None:
+    readout = Readout("out", "membrane")
+    read_at_the_end(np.array([[-3, -2, -9], [5, 5, 1], [0, 1, 1]], dtype)).save(tmp_path / "trace.npz")
+    trace = Trace.load(tmp_path / "trace.npz")
+    assert trace.membrane is not None
+    assert trace.membrane.dtype == dtype
+    assert decisions(readout, trace).tolist() == decisions(readout, trace, 4).tolist() == [1, 0, 1]
+    for steps in (1, 3, 5):
+        with pytest.raises(SpikeportError, match=f"'out' is read after 4 steps, not {steps}"):
+            decisions(readout, trace, steps)
+
+
+@pytest.mark.parametrize("membrane", [None, np.zeros((3, 4), np.int64), np.zeros((2, 3), np.int64)])
+def test_a_trace_without_the_membrane_that_decides_is_refused(membrane: np.ndarray | None) -> None:
+    with pytest.raises(SpikeportError, match="the torch trace does not hold the membrane of 'out'"):
+        decisions(Readout("out", "membrane"), read_at_the_end(membrane))
 
 
 def test_silence_is_a_decision_for_the_lowest_class() -> None:
@@ -488,6 +622,10 @@ def test_the_file_that_the_faults_are_planted_in_is_good(tmp_path: Path) -> None
         (GOOD_HEADER, {"spikes.out": np.zeros((1, 3, 2), np.uint8)}),
         (GOOD_HEADER, {"spikes.out": np.zeros((2, 3, 2), np.float64)}),
         (GOOD_HEADER, GOOD_ARRAYS | {"active.out": np.zeros((2, 2, 2), np.uint8)}),
+        (GOOD_HEADER, GOOD_ARRAYS | {"membrane": np.zeros((3, 9), np.int64)}),
+        (GOOD_HEADER, GOOD_ARRAYS | {"membrane": np.zeros((2, 9), np.uint8)}),
+        (GOOD_HEADER, GOOD_ARRAYS | {"membrane": np.zeros(2, np.int64)}),
+        (GOOD_HEADER, GOOD_ARRAYS | {"membrane": np.zeros((), np.int64)}),
     ],
     ids=[
         "a list for a header",
@@ -503,6 +641,10 @@ def test_the_file_that_the_faults_are_planted_in_is_good(tmp_path: Path) -> None
         "too few samples",
         "spikes that are floats",
         "counts of other steps",
+        "membranes of other samples",
+        "membranes that are bytes",
+        "membranes of no neurons",
+        "a membrane that is a number",
     ],
 )
 def test_a_trace_that_contradicts_itself_is_refused(
