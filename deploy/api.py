@@ -17,14 +17,14 @@ from spikeport.deploy import event_simulator, lava_backend, torch_backend
 from spikeport.deploy.chip import load_chip
 from spikeport.deploy.energy import price
 from spikeport.deploy.mapping import Mapping, map_network
-from spikeport.deploy.run_folder import encode
+from spikeport.deploy.run_folder import encode, load_data
 from spikeport.deploy.summary import Cost
 from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.verify import Comparison, compare
 from spikeport.deploy.workload import count, prepare
 from spikeport.models.checkpoint import Trained
-from spikeport.models.datasets import Dataset, load_dataset
+from spikeport.models.datasets import Dataset
 from spikeport.models.errors import BackendError
 from spikeport.models.recipe import Recipe, load_recipe
 from spikeport.models.trainer import train
@@ -51,14 +51,14 @@ class Network:
 
     def to_nir(self, path: Path | str) -> None:
         """Write the network as a NIR file."""
-        settings = self.recipe.network
-        graph = to_nir(self.trained.network, settings.dt, settings.steps, self.recipe.encoder.message_bits)
+        settings, bits = self.recipe.network, self.recipe.encoder.message_bits
+        graph = to_nir(self.trained.network, settings.dt, settings.steps, bits, self.recipe.readout_kind)
         write_nir(graph, Path(path))
 
 
 def train_recipe(recipe: Recipe) -> Network:
     """Train a recipe on its data set."""
-    data = load_dataset(recipe.data.set, recipe.data.validation, recipe.seed, recipe.data.test)
+    data = load_data(recipe)
     return Network(train(recipe, data), data)
 
 

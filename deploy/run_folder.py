@@ -125,8 +125,7 @@ class RunFolder:
 
     @cached_property
     def data(self) -> Dataset:
-        section = self.recipe.data
-        return load_dataset(section.set, section.validation, self.recipe.seed, section.test)
+        return load_data(self.recipe)
 
     def forget_state(self, everything: bool) -> None:
         """Delete what a training killed while it wrote its state has left; `everything`: the state as well."""
@@ -164,8 +163,24 @@ class RunFolder:
         return value
 
 
+def load_data(recipe: Recipe) -> Dataset:
+    """The data set of a recipe. Raises DataError where it cannot be had."""
+    section, steps = recipe.data, recipe.network.steps
+    return load_dataset(
+        section.set,
+        section.validation,
+        recipe.seed,
+        section.test,
+        steps=steps,
+        bin_ms=section.bin_ms,
+        events=section.events,
+        downsample=section.downsample,
+        subset=section.subset,
+    )
+
+
 def encode(recipe: Recipe, images: np.ndarray) -> np.ndarray:
-    """Images as the recipe's integer spikes, (n, steps, ...), uint8 or uint16 by their bits."""
+    """The first images of a split as the recipe's integer spikes, (n, steps, ...), uint8 or int32 by their bits."""
     dtype = torch.uint8 if recipe.encoder.message_bits <= 8 else torch.int32
-    spikes = recipe.build_encoder()(torch.from_numpy(images)).transpose(0, 1).to(dtype)
+    spikes = recipe.build_encoder()(torch.from_numpy(images), first_index=0).transpose(0, 1).to(dtype)
     return spikes.contiguous().numpy()
