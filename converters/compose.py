@@ -135,8 +135,8 @@ def conv(first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dila
         return Conv2d(first.in_shape, weight, first.pool, stride, padding, dilation, groups)
     second = Conv2d(first.out_shape, weight, None, stride, padding, dilation, groups)
     if isinstance(first, Conv2d):
-        single = first.weight.shape[2:] == (1, 1) and first.padding == (0, 0)
-        if single or padding == (0, 0):
+        one_by_one = first.weight.shape[2:] == (1, 1) and first.padding == (0, 0)
+        if one_by_one or padding == (0, 0):
             return _conv_then_conv(first, second)
     return replace(dense(first, _dense(second).weight), shape_out=second.out_shape)
 
