@@ -45,10 +45,8 @@ def handles(x: torch.Tensor, rule: "Rule") -> bool:
 
 def forward(x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
     """Spikes of a window, of x's shape (steps, batch, ...), type and layout."""
-    spikes = torch.empty_like(x)
     inputs, order = _flat(x)
-    if not _shares_layout(x, spikes):
-        spikes = x.clone()
+    spikes = _dense(x, order)
     outputs, _ = _flat(spikes, order)
     constants = _neuron_constants(neuron, _compute_type(x))
     thresholds = np.asarray(neuron.thresholds, _compute_type(x))
@@ -64,9 +62,7 @@ def backward(x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule:
     """dL/dx of a window, from its inputs x and dL/ds, all (steps, batch, ...)."""
     inputs, order = _flat(x)
     errors, _ = _flat(spike_errors.to(x.dtype), order)
-    out = torch.empty_like(x)
-    if not _shares_layout(x, out):
-        out = x.clone()
+    out = _dense(x, order)
     outputs, _ = _flat(out, order)
     dtype = _compute_type(x)
     constants = _neuron_constants(neuron, dtype)
@@ -121,8 +117,10 @@ def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.nda
     return array, order
 
 
-def _shares_layout(x: torch.Tensor, y: torch.Tensor) -> bool:
-    return x.stride() == y.stride()
+def _dense(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """An empty tensor of x's shape and type, dense in `order`, so that `_flat` gives its own memory and no copy."""
+    axes = sorted(range(x.dim()), key=order.__getitem__)
+    return torch.empty([x.shape[axis] for axis in order], dtype=x.dtype).permute(axes)
 
 
 @cache
