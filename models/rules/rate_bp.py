@@ -7,9 +7,10 @@ the mean spikes a step that it answers with:
 
     r(I) = m y / (y + k),    y = softplus((I - a) / d)
 
-m is the rate at which the curve saturates, a and d the place and width of the corner at threshold. The neuron starts at
-rest and its synaptic filter rises slowly; the fit takes that in. The simulated inputs vary from step to step as sums of
-spikes do, here by a normal distribution whose deviation is the threshold.
+m is the rate at which the curve saturates, a and d the place and width of the corner at threshold. A multi-level neuron
+has one such curve for each level, and r is their sum. The neuron starts at rest and its synaptic filter rises slowly;
+the fit takes that in. The simulated inputs vary from step to step as sums of spikes do, here by a normal distribution
+whose deviation is the threshold.
 
 Errors then travel once for the whole window, between mean inputs and mean spikes, whatever the number of steps:
 
@@ -27,7 +28,8 @@ from spikeport.models.cuba_lif import CubaLIF, Window, filter_spikes, fire
 from spikeport.models.rules.rule import Rule
 
 FIT_INPUTS = 161
-FIT_TRIALS = 512
+FIT_STEPS = 8_192
+"""Steps simulated at each mean input, in trials of a window each."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class RateBP(Rule):
 
     def input_errors(self, x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
         """The same error at every step: r'(mean(x)) times the mean of B."""
-        error = self.slope(x.mean(dim=0), neuron, x.shape[0]) * spike_errors.mean(dim=0)
-        return error.expand_as(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        slope = self.slope(x.mean(dim=0, dtype=wide), neuron, x.shape[0])
+        return (slope * spike_errors.mean(dim=0, dtype=wide)).to(x.dtype).expand_as(x)
 
     def rate(self, mean_input: torch.Tensor, mean_spikes: torch.Tensor, neuron: CubaLIF, steps: int) -> torch.Tensor:
         """The measured `mean_spikes` (batch, ...), differentiable by `mean_input` through the fitted curve."""
@@ -57,7 +60,8 @@ class RateBP(Rule):
     def slope(self, mean_input: torch.Tensor, neuron: CubaLIF, steps: int) -> torch.Tensor:
         """r' at a mean input, elementwise."""
         limit = self.slope_limit / neuron.threshold
-        return fit_curve(neuron, steps).slope(mean_input).clamp(max=limit)
+        slopes = [curve.slope(mean_input) for curve in fit_curves(neuron, steps)]
+        return torch.stack(slopes).sum(dim=0).clamp(max=limit)
 
 
 class _Rate(torch.autograd.Function):
@@ -98,36 +102,40 @@ class RateCurve:
 
 
 @cache
-def fit_curve(neuron: CubaLIF, steps: int) -> RateCurve:
-    """The curve of a neuron over a window of `steps`, fitted to its simulated answer to noisy inputs."""
-    from scipy.optimize import curve_fit
-
+def fit_curves(neuron: CubaLIF, steps: int) -> tuple[RateCurve, ...]:
+    """The curve of each level of a neuron over a window of `steps`, fitted to its simulated answer to noisy inputs."""
     inputs, rates = simulated_rates(neuron, steps)
-    currents = torch.from_numpy(inputs)
-
-    def model(_: np.ndarray, *parameters: float) -> np.ndarray:
-        return _curve(parameters, neuron.threshold).rate(currents).numpy()
-
-    start = (np.log(max(float(rates.max()), 1e-3)), 0.0, 0.5, np.log(0.5))
-    found, _ = curve_fit(model, inputs, rates, p0=start, maxfev=20_000)
-    return _curve(tuple(found), neuron.threshold)
+    return tuple(_fit(inputs, level, neuron.threshold) for level in rates)
 
 
-def _curve(found: tuple[float, ...], threshold: float) -> RateCurve:
+def _fit(inputs: torch.Tensor, rates: torch.Tensor, threshold: float) -> RateCurve:
+    from scipy.optimize import least_squares
+
+    def distances(parameters: np.ndarray) -> np.ndarray:
+        return (_curve(parameters, threshold).rate(inputs) - rates).numpy()
+
+    # the corner is first put where the rate passes half its height
+    height = max(float(rates.max()), 1e-3)
+    middle = float(inputs[int((rates < height / 2).sum().clamp(max=len(inputs) - 1))]) / threshold
+    start = (np.log(height), 0.0, middle, np.log(0.5))
+    return _curve(least_squares(distances, start, method="lm", max_nfev=20_000).x, threshold)
+
+
+def _curve(found: np.ndarray, threshold: float) -> RateCurve:
     m, k, d = (float(np.exp(np.clip(found[index], -12, 12))) for index in (0, 1, 3))
     return RateCurve(m, k, float(found[2]) * threshold, d * threshold)
 
 
-def simulated_rates(neuron: CubaLIF, steps: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Mean inputs (n,) and the mean spikes a step (n,) that a neuron answers with over a window.
+def simulated_rates(neuron: CubaLIF, steps: int, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean inputs (n,) and the mean spikes a step (levels, n) that a neuron answers with over a window.
 
     noise: standard deviation of the input of each step, in thresholds.
     """
     generator = torch.Generator().manual_seed(0)
     highest = 3.0 * max(neuron.thresholds)
     inputs = torch.linspace(-2.0 * neuron.threshold, highest, FIT_INPUTS, dtype=torch.float64)
-    shape = (steps, FIT_TRIALS, FIT_INPUTS)
+    shape = (steps, -(-FIT_STEPS // steps), FIT_INPUTS)
     x = inputs + noise * neuron.threshold * torch.randn(shape, generator=generator, dtype=torch.float64)
     current = filter_spikes(x, neuron.tau_syn)
-    spikes = sum(fire(current, neuron, threshold).spikes for threshold in neuron.thresholds)
-    return inputs.numpy(), torch.as_tensor(spikes).mean(dim=(0, 1)).numpy()
+    rates = [fire(current, neuron, threshold).spikes.mean(dim=(0, 1)) for threshold in neuron.thresholds]
+    return inputs, torch.stack(rates)
