@@ -42,6 +42,8 @@ class SpikeBP(Rule):
             raise RecipeError(
                 "rule spike_bp is defined for neurons without a synaptic filter. Set network.tau_syn = 1."
             )
+        if self.leak_correction and neuron.tau_mem == 1:
+            raise RecipeError("rule spike_bp corrects for a leak that keeps something. Set network.tau_mem above 1.")
 
     def current_errors(
         self, window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float
