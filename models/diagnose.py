@@ -16,7 +16,7 @@ def first_not_finite(network: SpikingNetwork, loss_of_step: Callable[[], torch.T
     """
     found: list[str] = []
     order: list[nn.Module] = []
-    names = {module: name for name, module in network.named_modules() if name}
+    names = {module: name.removeprefix("maps.") for name, module in network.named_modules() if name}
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
         order.append(module)
