@@ -1,12 +1,16 @@
 """One neuron's window by a learning rule, as lists of numbers."""
 
+from collections.abc import Sequence
+
 import torch
 
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.rules import Rule
 
 
-def gradient(x: list[float], errors: list[float], neuron: CubaLIF, rule: Rule) -> tuple[list[float], list[float]]:
+def gradient(
+    x: Sequence[float], errors: Sequence[float], neuron: CubaLIF, rule: Rule
+) -> tuple[list[float], list[float]]:
     """Spikes and dL/dx of one neuron in float64, from its inputs and dL/ds."""
     values = torch.tensor(x, dtype=torch.float64)[:, None].requires_grad_()
     spikes = rule(values, neuron)

@@ -1,4 +1,4 @@
-"""CSBP's gradients: exact in continuous time, reached as the step shrinks, and the same in both implementations.
+"""CSBP's gradients: exact in continuous time, and reached as the step shrinks.
 
 The oracle is a LIF neuron in continuous time, simulated event by event with spike times found by bisection:
 
@@ -9,7 +9,6 @@ recursions differ (one error per neighbour, one per every earlier spike) and mus
 """
 
 import math
-from collections.abc import Iterator
 from functools import cache
 from typing import Literal, NamedTuple, get_args
 
@@ -18,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rule_windows import gradient
 
 from spikeport.models.cuba_lif import CubaLIF, filter_errors, filter_spikes, simulate
-from spikeport.models.rules import csbp_compiled
 from spikeport.models.rules.csbp import CSBP, spike_time_errors
 
 TAU_MEM, TAU_SYN, THRESHOLD = 10.0, 4.0, 1.0
@@ -218,10 +217,10 @@ def discrete_errors(h: float, reset: Reset, across_spikes: bool = True) -> dict[
     """Relative error of dL/dw by scenario; only where the step finds the same number of spikes."""
     found, counts = discrete_gradients(h, reset, across_spikes=across_spikes)
     errors = {}
-    for seed, gradient, count in zip(SCENARIOS, found, counts, strict=True):
+    for seed, by_weight, count in zip(SCENARIOS, found, counts, strict=True):
         inputs = scenario(seed)
         if count == len(spike_times(*inputs)):
-            errors[seed] = relative_error(gradient, exact_gradients(inputs, "zero")[0])
+            errors[seed] = relative_error(by_weight, exact_gradients(inputs, "zero")[0])
     return errors
 
 
@@ -287,15 +286,6 @@ def test_existence_is_the_change_of_the_loss_when_a_spike_is_removed(
 
 
 # --- By hand, three steps each ---------------------------------------------------------------------------------------
-
-
-def gradient(x: list[float], errors: list[float], neuron: CubaLIF, rule: CSBP) -> tuple[list[float], list[float]]:
-    """Spikes and dL/dx of one neuron, from dL/ds."""
-    values = torch.tensor(x, dtype=torch.float64)[:, None].requires_grad_()
-    spikes = rule(values, neuron)
-    spikes.backward(torch.tensor(errors, dtype=torch.float64)[:, None])
-    assert values.grad is not None
-    return spikes[:, 0].tolist(), values.grad[:, 0].tolist()
 
 
 def filtered(errors: list[float], tau: float) -> list[float]:
@@ -416,122 +406,3 @@ def test_the_floor_bounds_the_gradient(
     assert x.grad is not None
     # |dL/du| <= |g| / floor where nothing crosses a spike, and the synaptic filter has unit area
     assert float(x.grad.abs().max()) <= float(spike_time_errors(errors, spike_error).abs().max()) / floor * (1 + 1e-12)
-
-
-# --- The compiled window ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-def both(x: torch.Tensor, neuron: CubaLIF, **switches: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Spikes and dL/dx, eager and compiled."""
-    errors = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
-    results = []
-    for eager in (True, False):
-        values = x.clone().requires_grad_()
-        spikes = CSBP(eager=eager, **switches)(values, neuron)  # type: ignore[arg-type]
-        spikes.backward(errors)
-        assert values.grad is not None
-        results.append((spikes.detach(), values.grad))
-    return results
-
-
-def assert_equal_windows(x: torch.Tensor, neuron: CubaLIF, **switches: object) -> None:
-    (spikes, found), (compiled_spikes, compiled) = both(x, neuron, **switches)
-    assert compiled_spikes.dtype == spikes.dtype == x.dtype
-    assert torch.equal(compiled_spikes, spikes)
-    assert 0.02 < float(spikes.mean()) < 0.9
-    assert compiled.dtype == x.dtype
-    tolerance = 1e-5 if x.dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(compiled, found, rtol=tolerance, atol=tolerance * float(found.abs().max()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reset", RESETS)
-def test_compiled_equals_eager_for_every_switch(dtype: torch.dtype, reset: Reset) -> None:
-    x = torch.randn(12, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=dtype) * 3
-    for spike_error in ("existence", "shift"):
-        for across_spikes in (True, False):
-            for dead_neuron_rule in (True, False):
-                for slope_floor in (0.05, 0.5):
-                    assert_equal_windows(
-                        x,
-                        CubaLIF(3, 5, 0.7, reset),
-                        spike_error=spike_error,
-                        across_spikes=across_spikes,
-                        dead_neuron_rule=dead_neuron_rule,
-                        slope_floor=slope_floor,
-                    )
-
-
-@given(
-    seed=st.integers(0, 2**31),
-    steps=st.integers(1, 12),
-    size=st.integers(1, 40),
-    tau_syn=st.floats(1, 8),
-    tau_mem=st.floats(1, 20),
-    threshold=st.floats(0.1, 2),
-    reset=st.sampled_from(RESETS),
-    spike_error=st.sampled_from(["existence", "shift"]),
-    across_spikes=st.booleans(),
-    dead_neuron_rule=st.booleans(),
-)
-def test_compiled_equals_eager_for_any_neuron(
-    seed: int,
-    steps: int,
-    size: int,
-    tau_syn: float,
-    tau_mem: float,
-    threshold: float,
-    reset: Reset,
-    **switches: object,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(steps, size, generator=generator, dtype=torch.float64) * 3
-    (spikes, found), (compiled_spikes, compiled) = both(x, CubaLIF(tau_syn, tau_mem, threshold, reset), **switches)
-    assert torch.equal(compiled_spikes, spikes)
-    torch.testing.assert_close(compiled, found, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("difference", [-1, 0, 1])
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_compiled_equals_eager_around_the_block_boundary(three_threads: None, blocks: int, difference: int) -> None:
-    size = blocks * csbp_compiled.BLOCK + difference
-    x = torch.randn(4, size, generator=torch.Generator().manual_seed(2)) * 3
-    assert_equal_windows(x, CubaLIF())
-
-
-def test_compiled_equals_eager_where_many_small_blocks_meet(
-    three_threads: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(csbp_compiled, "BLOCK", 7)
-    for size in (6, 7, 8, 500):
-        x = torch.randn(5, size, generator=torch.Generator().manual_seed(size)) * 3
-        assert_equal_windows(x, CubaLIF(reset="subtract"), spike_error="shift")
-
-
-def test_compiled_accepts_inputs_and_errors_that_are_not_contiguous() -> None:
-    x = (torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(3)) * 3).transpose(0, 2)
-    assert not x.is_contiguous()
-    errors = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(4)).permute(2, 0, 1)
-    grads = []
-    for eager in (True, False):
-        values = x.detach().requires_grad_()
-        CSBP(eager=eager)(values, CubaLIF()).backward(errors)
-        assert values.grad is not None
-        grads.append(values.grad)
-    torch.testing.assert_close(grads[1], grads[0])
-
-
-def test_the_compiled_window_leaves_the_error_that_it_was_given_unchanged() -> None:
-    x = (torch.randn(5, 8, generator=torch.Generator().manual_seed(6)) * 3).requires_grad_()
-    errors = torch.randn(5, 8, generator=torch.Generator().manual_seed(7))
-    kept = errors.clone()
-    CSBP()(x, CubaLIF()).backward(errors)
-    assert torch.equal(errors, kept)

@@ -208,6 +208,18 @@ def test_shapes_at_the_edge(name: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("wide", [True, False], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", [name for name in RULES if name != "rate_bp"])
+def test_the_levels_of_a_neuron_are_neurons_that_share_its_input(name: str, wide: bool) -> None:
+    rule = eager(BUSY[name][0]) if wide else BUSY[name][0]
+    x, errors = busy(name, 9, 40)
+    tau_syn = 1 if name == "spike_bp" else 2
+    spikes, found = gradient(x, errors, CubaLIF(tau_syn, 5, 0.6, levels=(1.6, 2.6)), rule)
+    alone = [gradient(x, errors, CubaLIF(tau_syn, 5, threshold), rule) for threshold in (0.6, 1.6, 2.6)]
+    assert torch.equal(spikes, torch.stack([s for s, _ in alone]).sum(dim=0))
+    torch.testing.assert_close(found, torch.stack([g for _, g in alone]).sum(dim=0), rtol=1e-12, atol=1e-12)
+
+
 # --- Blocks and threads ----------------------------------------------------------------------------------------------
 
 
@@ -225,7 +237,7 @@ def three_threads() -> Iterator[None]:
 def test_populations_around_the_boundaries_of_blocks(blocks: int, difference: int) -> None:
     steps = 32
     size = blocks * (window_compiled.BLOCK_VALUES // steps) + difference
-    assert_agree(*busy("csbp", steps, size), *reversed(BUSY["csbp"]))
+    assert_agree(*busy("csbp", steps, size), *BUSY["csbp"][::-1])
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -233,4 +245,4 @@ def test_populations_around_the_boundaries_of_blocks(blocks: int, difference: in
 def test_many_small_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_compiled, "BLOCK_VALUES", 1)
     for size in (63, 64, 65, 1000):
-        assert_agree(*busy(name, 5, size), *reversed(BUSY[name]))
+        assert_agree(*busy(name, 5, size), *BUSY[name][::-1])
