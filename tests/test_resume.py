@@ -126,8 +126,9 @@ def train_until(moment, count):
                  state_file=state_file, save_every_s=0.0)
     done.save(folder / "checkpoint.pt")
 
-# Each part is a process of its own. They are forked, because importing torch and loading compiled code takes longer
-# than all of them.
+# Each part is a process of its own. They are forked, because what torch imports with its first optimizer, and loading
+# compiled code, takes longer than all of them.
+torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 window = torch.zeros(3, 1, 1)
 rule, neuron = test_resume.RECIPE.rule.build(), test_resume.RECIPE.network.neuron()
 window_compiled.forward(window, neuron)
