@@ -42,7 +42,7 @@ class Processes:
 
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors by their sums over all processes."""
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return
         # one message for all tensors: most of them are small
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -164,14 +164,13 @@ class _Training:
             return self.loss(output.float(), labels)
 
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         loss = torch.zeros((), device=place)
         if len(labels):
             loss = forward()
             loss.backward()
             loss = loss.detach()
-        gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
-        self.processes.add([loss, *gradients])
+        self.processes.add([loss, *(_gradient(weight) for weight in self.parameters)])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -351,6 +350,13 @@ def _optimizer(settings: TrainingSection, parameters: list[torch.nn.Parameter]) 
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999))
+
+
+def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
+    """The gradient of a weight; zeros where this process had no sample."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 def _on_cpu(network: SpikingNetwork) -> dict[str, torch.Tensor]:
