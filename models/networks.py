@@ -134,7 +134,12 @@ class SpikingNetwork(nn.Module):
             inputs = [values[name] for name in node.inputs]
             if isinstance(node, Neurons):
                 currents = _over_time(inputs[0], steps)
-                out = integrate(currents, node.neuron) if node.integrates else self.rule(currents, node.neuron)
+                if node.integrates:
+                    # a sum over the window, and what the loss reads: never in a reduced precision
+                    wide = torch.promote_types(currents.dtype, torch.float32)
+                    out = integrate(currents.to(wide), node.neuron)
+                else:
+                    out = self.rule(currents, node.neuron)
                 found[node.name] = out
             else:
                 out = self._linear(node, inputs, masks)
