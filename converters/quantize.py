@@ -154,15 +154,18 @@ def quantize(
 def largest_scale(population: Population, incoming: list[Projection], reach: float) -> float:
     """The scale at which the weights of the projection with the smallest range just fill 8 bits.
 
-    Projections with larger weights take an exponent. The threshold's 17 bits may ask for a smaller scale, unless it is
-    infinite, and so may u: `reach`, the largest |u| of the float network on the calibration data (or |v|, where the
-    membrane is read), must stay inside 24 bits with room left.
+    Projections with larger weights take an exponent, and those beyond the largest exponent ask for a smaller scale. So
+    may the bias, the threshold's 17 bits, unless it is infinite, and u: `reach`, the largest |u| of the float network
+    on the calibration data (or |v|, where the membrane is read), must stay inside 24 bits with room left.
     """
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
     peaks = [peak for projection in incoming if (peak := _peak(projection)) > 0]
-    scales = [254.0 / min(peaks) if peaks else 1.0]
+    scales = [min(254.0 / min(peaks), 254.0 * 2**MAX_WEIGHT_EXPONENT / max(peaks)) if peaks else 1.0]
+    bias = float(np.max(np.abs(neuron.bias)))
+    if bias > 0:
+        scales.append((BIAS_MANT_LIMIT - 1) * 2**MAX_BIAS_EXP / 2**THRESHOLD_SHIFT / bias)
     threshold = float(np.max(np.abs(neuron.threshold)))
     if 0 < threshold < np.inf:
         scales.append(0.5 * MAX_THRESHOLD / threshold)
@@ -231,8 +234,8 @@ def _scaled(projection: Projection, scale: float) -> Projection:
     integers = np.clip(np.rint(weight / (step * 2**exponent)) * step, low, high).astype(np.int16)
     if peak > 0 and not integers.any():
         raise QuantizationError(
-            f"projection {projection.name!r}: beside the threshold or the other weights of {projection.target!r} its "
-            "weights round to nothing."
+            f"projection {projection.name!r}: beside the other weights of {projection.target!r}, its threshold or its "
+            "bias the weights round to nothing."
         )
     return replace(projection, operator=projection.operator.with_weight(integers), exponent=exponent)
 

@@ -6,6 +6,8 @@ in memory pixel by pixel, the channels of one pixel together (torch.channels_las
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,8 @@ __all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture
 def build_network(recipe: Recipe, in_shape: Shape, classes: int) -> "SpikingNetwork":
     """The untrained network of a recipe. Raises RecipeError where its architecture or its rule does not fit."""
     nodes = parse_architecture(recipe.network, in_shape, classes)
-    return SpikingNetwork(nodes, recipe.network.neuron(), recipe.rule.build(), recipe.build_encoder().unit)
+    rule = replace(recipe.rule.build(), spike_cost=recipe.training.spike_cost)
+    return SpikingNetwork(nodes, recipe.network.neuron(), rule, recipe.build_encoder().unit)
 
 
 class TdBatchNorm(nn.BatchNorm2d):
@@ -139,7 +142,7 @@ class SpikingNetwork(nn.Module):
                     wide = torch.promote_types(currents.dtype, torch.float32)
                     out = integrate(currents.to(wide), node.neuron)
                 else:
-                    out = self.rule(currents, node.neuron)
+                    out = self._rule_of(node)(currents, node.neuron)
                 found[node.name] = out
             else:
                 out = self._linear(node, inputs, masks)
@@ -165,12 +168,16 @@ class SpikingNetwork(nn.Module):
                 found[node.name] = found[node.name] + integrate(ones, node.neuron) * _zero_valued(inputs[0])
             else:
                 mean = found[node.name].mean(dim=0)
-                values[node.name] = rule.rate(inputs[0][0], mean, node.neuron, steps)[None]
+                values[node.name] = self._rule_of(node).rate(inputs[0][0], mean, node.neuron, steps)[None]
                 if node.name == self.output:
                     found[node.name] = found[node.name] + _zero_valued(values[node.name])
             for name in self._spent[node.name]:
                 del values[name]
         return found
+
+    def _rule_of(self, node: Neurons) -> Any:
+        """The rule; spikes of the output, which the loss wants, cost nothing."""
+        return replace(self.rule, spike_cost=0.0) if node.name == self.output else self.rule
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.input_unit == 1.0 else x * self.input_unit

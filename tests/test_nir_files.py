@@ -16,26 +16,28 @@ import torch
 from graph_strategies import one_thread  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_examples import network as built
+from network_examples import settled
 
 from spikeport.converters import nir_reader
 from spikeport.converters.lower import lower
 from spikeport.converters.nir_reader import read_nir
-from spikeport.converters.nir_writer import to_nir, write_nir
+from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.reference import Reference
-from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.errors import SpikeportError
-from spikeport.models.networks import SpikingNetwork, parse_architecture
-from spikeport.models.rules import CSBP
+from spikeport.models.networks import SpikingNetwork
 
 STEPS = 6
 DT = 1e-3
 
 
-def network(architecture: str = "3C3p1-P2-4C2s2-6-3", reset: str = "zero", input_unit: float = 1.0) -> SpikingNetwork:
+def network(
+    architecture: str = "3C3p1-P2-4C2s2-6-3", reset: str = "zero", input_unit: float = 1.0, **settings: Any
+) -> SpikingNetwork:
     """An untrained network of 64-bit weights, large enough to fire."""
     torch.manual_seed(3)
-    neuron = CubaLIF(tau_syn=2.5, tau_mem=4.0, threshold=0.4, reset=reset)  # type: ignore[arg-type]
-    made = SpikingNetwork(parse_architecture(architecture, (2, 9, 8), 3), neuron, CSBP(), input_unit).double()
+    constants = {"tau_syn": 2.5, "tau_mem": 4.0, "threshold": 0.4} | settings
+    made = built(architecture, (2, 9, 8), 3, input_unit=input_unit, reset=reset, **constants).double()
     with torch.no_grad():
         for weight in made.parameters():
             weight.mul_(2).add_(0.08 if weight.ndim == 4 else 0.02)
@@ -124,8 +126,61 @@ def test_another_reader_finds_a_plain_nir_graph(tmp_path: Path) -> None:
     made = network()
     path = save(tmp_path / "network.nir", to_nir(made, DT, STEPS))
     plain = nir.read(path)
-    np.testing.assert_array_equal(plain.nodes["conv2_weight"].weight, made.weight("conv2").numpy())
+    np.testing.assert_array_equal(plain.nodes["conv2_weight"].weight, made.maps["conv2_weight"].weight.detach().numpy())
     assert plain.check_types()
+
+
+def test_the_readout_is_the_recipe_s_or_what_the_output_can_give() -> None:
+    def readout(made: SpikingNetwork, **given: Any) -> object:
+        return to_nir(made, DT, STEPS, **given).metadata["readout"]
+
+    assert readout(network()) == "psc"
+    assert readout(network(), readout="count") == "count"
+    assert readout(network(output="membrane")) == "membrane"
+
+
+def test_normalisation_is_folded_into_the_convolution() -> None:
+    x = torch.as_tensor(np.random.default_rng(0).normal(size=(4, 3, 2, 9, 8)))
+    made = settled(network("3C3p1-3", norm="tdbn"), x)
+    node = to_nir(made, DT, STEPS).nodes["conv1_weight"]
+    found = torch.nn.functional.conv2d(x[0], torch.as_tensor(node.weight), torch.as_tensor(node.bias), padding=1)
+    expected = made.maps["conv1_norm"](made.maps["conv1_weight"](x[0]))
+    torch.testing.assert_close(found, expected.detach())
+    assert "conv1_norm" not in to_nir(made, DT, STEPS).nodes
+
+
+def test_levels_are_populations_with_the_same_edges(tmp_path: Path) -> None:
+    made = network("3C3p1-5-3", levels=(0.8, 1.2), dropout=0.5)
+    assert level_names(made.populations["conv1"]) == ["conv1_level1", "conv1_level2", "conv1_level3"]
+    assert level_names(made.populations["dense2"]) == ["dense2"]
+    graph = read_nir(save(tmp_path / "network.nir", to_nir(made, DT, STEPS)))
+    for level, threshold in enumerate((0.4, 0.8, 1.2), 1):
+        name = f"conv1_level{level}"
+        np.testing.assert_allclose(graph.nodes[name].v_threshold, threshold)
+        assert [edge for edge in graph.edges if name in edge] == [("conv1_weight", name), (name, "dense1_flatten")]
+    lowered = lower(graph, "network")
+    for target in level_names(made.populations["dense1"]):
+        weights = [projection.operator.weight for projection in lowered.incoming(target)]
+        assert len(weights) == 3
+        assert all(weight is weights[0] for weight in weights)  # shared, not copied
+
+
+def test_what_does_not_leak_is_written_as_if_or_i() -> None:
+    made = network("3C3p1-P2-5-3", pool="neurons", tau_syn=1.0, leak=False, output="membrane")
+    nodes = to_nir(made, DT, STEPS).nodes
+    assert [type(nodes[name]) for name in ("conv1", "pool1", "dense1", "dense2")] == [nir.IF, nir.IF, nir.IF, nir.I]
+    filtered = to_nir(network("3C3p1-3", leak=False, output="membrane"), DT, STEPS).nodes
+    assert [type(filtered[name]) for name in ("conv1", "dense1")] == [nir.CubaLIF, nir.CubaLI]
+    neuron = lower(to_nir(network("3C3p1-3", leak=False), DT, STEPS), "network").populations[0].neuron
+    assert (float(neuron.voltage_keep), float(neuron.threshold)) == (1.0, pytest.approx(0.4 * 2.5))
+
+
+@pytest.mark.parametrize("dt", [1e-3, 1e-4, 1.0, 1 / 49, 0.03, 7e-5, 1 / 103])
+def test_a_membrane_that_meets_its_threshold_exactly_does_not_fire(dt: float) -> None:
+    """Pooling neurons add quarters to a threshold of three quarters; r dt must be 1 and not almost 1."""
+    made = network("2C1-P2-3", pool="neurons", pool_threshold=0.75)
+    pooling = next(p for p in lower(to_nir(made, dt, STEPS), "network").populations if p.name == "pool1")
+    assert float(pooling.neuron.threshold) == 0.75
 
 
 def test_writing_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
