@@ -68,7 +68,7 @@ class Window:
 
 
 def simulate(x: torch.Tensor, neuron: CubaLIF) -> Window:
-    """Run a whole window from rest at the lowest threshold. x: (steps, batch, ...), the weighted sums of input spikes."""
+    """Run a whole window from rest at the lowest threshold. x: (steps, batch, ...), the weighted input sums."""
     return fire(filter_spikes(x, neuron.tau_syn), neuron, neuron.threshold)
 
 

@@ -167,7 +167,8 @@ class LossSection(_Section):
     """[loss] on the output of a window (`spikeport.models.losses`).
 
     kernel: distance of filtered spike trains to a desired one. count: error of the mean output beyond `desired` and
-    `undesired` spike counts. rate_cross_entropy: of `gain` times the mean output. squared_error: of the mean output.
+    `undesired` spike counts. rate_cross_entropy: of `gain` times the mean output. squared_error: of the last membrane
+    over the number of steps.
     """
 
     name: LossName = "kernel"
@@ -193,6 +194,7 @@ class TrainingSection(_Section):
     average: what is validated and kept is the running mean of the weights, w <- average w + (1 - average) new, if > 0.
     precision: of convolutions and matrix products and of the tensors between them; weights, gradients of weights and
     neuron states stay in float32. patience: stop after so many epochs without a better validation accuracy.
+    spike_cost: what each spike adds to the loss, for networks that fire less; the loss that is shown is without it.
     shift_pixels, flip, rotate_degrees, scale: random changes of the training images (`spikeport.models.augmentation`).
     deterministic: refuse operations that are not reproducible on this device.
     """
@@ -211,6 +213,7 @@ class TrainingSection(_Section):
     average: float = Field(default=0.0, ge=0, lt=1, description="per-step factor of the running mean of the weights")
     precision: Literal["float32", "bfloat16"] = "float32"
     patience: int | None = Field(default=None, gt=0)
+    spike_cost: float = Field(default=0.0, ge=0)
     deterministic: bool = False
     shift_pixels: int = Field(default=0, ge=0, description="random shifts of the training images, in pixels")
     flip: bool = False
@@ -269,8 +272,19 @@ class Recipe(_Section):
     chip: ChipSection = ChipSection()
     check: CheckSection = CheckSection()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        if self.rule.name == "mlf" and not self.network.levels:
+            raise ValueError("rule mlf needs several thresholds; set network.levels, as in levels = [1.6, 2.6]")
+        if self.loss.name == "squared_error" and self.network.output != "membrane":
+            raise ValueError('loss squared_error reads the last membrane; set network.output = "membrane"')
+        if (self.readout_kind == "membrane") != (self.network.output == "membrane"):
+            raise ValueError('readout.kind = "membrane" and network.output = "membrane" go together')
+        return self
+
     def build_encoder(self) -> Encoder:
-        return Encoder(self.encoder.name, self.network.steps, self.encoder.message_bits, gain=self.encoder.gain)
+        section = self.encoder
+        return Encoder(section.name, self.network.steps, section.message_bits, section.gain, seed=self.seed)
 
     @property
     def readout_kind(self) -> ReadoutKind:
@@ -334,7 +348,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {where!r}{_nearest(path[-1], section.model_fields)}.{more}"
     if first["type"] == "missing":
         return f"key {where!r} is missing.{more}"
-    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+    problem = f"{first['msg'][0].lower()}{first['msg'][1:]}.{more}".removeprefix("value error, ")
+    return f"{where} = {first['input']!r}: {problem}" if where else problem
 
 
 def _section(model: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:

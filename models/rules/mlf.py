@@ -8,21 +8,15 @@ of the membrane's range than one threshold does, and through the reset.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from spikeport.models.cuba_lif import CubaLIF
-from spikeport.models.errors import RecipeError
 from spikeport.models.rules.stbp import STBP, Surrogate
 
 
 @dataclass(frozen=True)
 class MLF(STBP):
-    """The rule of Feng et al.; it has no settings."""
+    """The rule of Feng et al.; it has no settings. Which neurons have several thresholds is the network's choice."""
 
     title: ClassVar[str] = "MLF"
 
     surrogate: Surrogate = field(default="rectangular", init=False)
     width: float = field(default=1.0, init=False)
     through_reset: bool = field(default=True, init=False)
-
-    def check(self, neuron: CubaLIF) -> None:
-        if not neuron.levels:
-            raise RecipeError("rule mlf needs several thresholds. Set network.levels, as in levels = [1.6, 2.6].")

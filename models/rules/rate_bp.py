@@ -77,7 +77,8 @@ class _Rate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rule, neuron, steps = ctx.settings
         (mean_input,) = ctx.saved_tensors
-        return rule.slope(mean_input, neuron, steps) * gradients[0], None, None, None, None
+        error = gradients[0] + rule.spike_cost * steps
+        return rule.slope(mean_input, neuron, steps) * error, None, None, None, None
 
 
 @dataclass(frozen=True)

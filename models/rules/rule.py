@@ -1,4 +1,4 @@
-"""What the rules have in common: a time window whose forward pass is the neuron's and whose backward pass is the rule's.
+"""What the rules have in common: a time window that runs forward as the neuron does, and backward as the rule says.
 
 Windows run eagerly (plain torch operations, the readable reference), compiled on the CPU (`window_compiled`) or fused
 on a GPU (`window_triton`); the three agree to float tolerance. A window keeps its input sums alone for the backward
@@ -20,6 +20,7 @@ class Rule(ABC):
     """A learning rule.
 
     eager: keep to plain torch operations on every device.
+    spike_cost: what each spike adds to the loss; in the backward pass alone, as an error of every spike.
     """
 
     title: ClassVar[str]
@@ -28,6 +29,7 @@ class Rule(ABC):
     """True where the error travels once for the whole window, between mean inputs and mean spikes."""
 
     eager: bool = field(default=False, kw_only=True)
+    spike_cost: float = field(default=0.0, kw_only=True)
 
     def __call__(self, x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
         """Spikes of a window, of x's shape (steps, batch, ...), with the rule as their backward pass.
@@ -51,7 +53,7 @@ class Rule(ABC):
             errors = errors + self.current_errors(fire(current, neuron, threshold), spike_errors, neuron, threshold)
         return filter_errors(errors, neuron.tau_syn)
 
-    def check(self, neuron: CubaLIF) -> None:
+    def check(self, neuron: CubaLIF) -> None:  # noqa: B027  most rules are defined for every neuron
         """Raise RecipeError where the rule is not defined for this neuron."""
 
 
@@ -73,7 +75,10 @@ class _RuleWindow(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if window_compiled.handles(x, ctx.rule) and not ctx.rule.rate_level:
             return window_compiled.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
-        return ctx.rule.input_errors(x, gradients[0], ctx.neuron), None, None
+        errors = gradients[0]
+        if ctx.rule.spike_cost:  # in bfloat16 a small cost would be lost beside the error
+            errors = errors.to(torch.promote_types(errors.dtype, torch.float32)) + ctx.rule.spike_cost
+        return ctx.rule.input_errors(x, errors, ctx.neuron).to(x.dtype), None, None
 
 
 def dead_neuron_errors(window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float) -> torch.Tensor:

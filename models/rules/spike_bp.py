@@ -57,7 +57,7 @@ class SpikeBP(Rule):
 
 
 def activation_slope(spikes: torch.Tensor, leak: float, threshold: float, corrected: bool = True) -> torch.Tensor:
-    """a' of each neuron, (batch, ...), from its spikes (steps, batch, ...) and the share of the membrane kept a step."""
+    """a' of each neuron, (batch, ...), from its spikes (steps, batch, ...) and the membrane's share kept a step."""
     remaining = torch.zeros_like(spikes[0])
     for s in spikes:
         remaining = leak * remaining + s

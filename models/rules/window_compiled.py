@@ -1,9 +1,9 @@
 """Windows compiled for the CPU (Numba): the neuron of `spikeport.models.cuba_lif` and the rules' backward passes.
 
-Neurons are independent, so blocks of them that fit the cache run on as many threads as torch uses. The forward pass reads
-x and writes the spikes; the backward pass reads x and dL/ds, simulates the block again, and writes dL/dx. Inputs are of
-any dense layout with the steps outermost, in float32, float64 or bfloat16 (computed in float32). Each loop over neurons
-holds selections instead of branches, so that it becomes vector instructions.
+Neurons are independent, so blocks of them that fit the cache run on as many threads as torch uses. The forward pass
+reads x and writes the spikes; the backward pass reads x and dL/ds, simulates the block again, and writes dL/dx. Inputs
+are of any dense layout with the steps outermost, in float32, float64 or bfloat16 (computed in float32). Each loop over
+neurons holds selections instead of branches, so that it becomes vector instructions.
 """
 
 import math
@@ -79,18 +79,20 @@ def backward(x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule:
 
 
 def _settings(rule: Any) -> tuple[int, tuple[int, int, int], tuple[float, float]]:
-    """A rule as numbers: its kind, three switches and two settings."""
+    """A rule as numbers: its kind, three switches, and a setting beside the cost of a spike."""
     from spikeport.models.rules import csbp, spike_bp, stbp, tssl
 
     if isinstance(rule, csbp.CSBP):
         switches = int(rule.spike_error == "shift"), int(rule.across_spikes), int(rule.dead_neuron_rule)
-        return CSBP, switches, (rule.slope_floor, 0.0)
+        return CSBP, switches, (rule.slope_floor, rule.spike_cost)
     if isinstance(rule, tssl.TSSL):
-        return TSSL, (int(rule.mode == "timing"), 0, int(rule.dead_neuron_rule)), (tssl.LARGEST_INVERSE_SLOPE, 0.0)
+        switches = int(rule.mode == "timing"), 0, int(rule.dead_neuron_rule)
+        return TSSL, switches, (tssl.LARGEST_INVERSE_SLOPE, rule.spike_cost)
     if isinstance(rule, stbp.STBP):
-        return STBP, (SURROGATES.index(rule.surrogate), int(rule.through_reset), 0), (rule.width, 0.0)
+        switches = SURROGATES.index(rule.surrogate), int(rule.through_reset), 0
+        return STBP, switches, (rule.width, rule.spike_cost)
     if isinstance(rule, spike_bp.SpikeBP):
-        return SPIKE_BP, (int(rule.leak_correction), 0, 0), (spike_bp.FORGOTTEN, 0.0)
+        return SPIKE_BP, (int(rule.leak_correction), 0, 0), (spike_bp.FORGOTTEN, rule.spike_cost)
     raise TypeError(f"{type(rule).__name__} has no compiled window")
 
 
@@ -254,7 +256,7 @@ def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: 
 @jit
 def _backward(x, error, start, stop, constants, thresholds, subtract, kind, switches, settings, out):  # type: ignore[no-untyped-def]
     steps, n = x.shape[0], stop - start
-    current_keep, gain = constants[0], constants[1]
+    current_keep, gain, cost = constants[0], constants[1], settings[1]
     like = out[0, 0]
     u = np.empty((steps, n), constants.dtype)
     p = np.empty((steps, n), constants.dtype)
@@ -266,7 +268,7 @@ def _backward(x, error, start, stop, constants, thresholds, subtract, kind, swit
         for i in range(n):
             state[i] = current_keep * state[i] + gain * _widen(inputs[i])
             us[i] = state[i]
-            es[i] = _widen(errors[i])
+            es[i] = _widen(errors[i]) + cost
     for level in range(thresholds.shape[0]):
         _membranes(u, constants, thresholds[level], subtract, p)
         if kind == CSBP:
