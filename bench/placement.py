@@ -7,21 +7,24 @@ the input. in order: a snake through the tiles, in the order of populations. Wei
 """
 
 import argparse
-import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
-from spikeport.converters.operators import Conv2d, Dense, SumPool
+from spikeport.converters.graph import LoihiNeuron, ProcessGraph
+from spikeport.converters.lower import lower
+from spikeport.converters.nir_writer import to_nir
 from spikeport.deploy.chip import load_chip
 from spikeport.deploy.mapping import map_network, placement_hops
+from spikeport.models.architectures import parse_architecture
 from spikeport.models.files import write_json
-from spikeport.models.networks import parse_architecture
+from spikeport.models.networks import SpikingNetwork
+from spikeport.models.recipe import NetworkSection
+from spikeport.models.rules import STBP
 
 NETWORKS = (
     ("16C5p2-P2-32C3p1-P2-128-10", (1, 8, 8), 10, "loihi"),
@@ -36,23 +39,16 @@ NETWORKS = (
 def build(architecture: str, shape: tuple[int, ...], classes: int) -> ProcessGraph:
     """An architecture with random 8-bit weights."""
     rng, zero = np.random.default_rng(0), np.int64(0)
+    section = NetworkSection(architecture=architecture, steps=1, tau_mem=2.0, tau_syn=1.0)
+    network = SpikingNetwork(parse_architecture(section, shape, classes), section.neuron(), STBP())
+    graph = lower(to_nir(network, dt=1.0, steps=1), architecture)
     neuron = LoihiNeuron(zero, zero, np.int64(100), zero, zero)
-    populations, projections, source = [], [], "input"
-    for stage, layer in enumerate(parse_architecture(architecture, shape, classes), 1):
-        pool = SumPool((layer.pool, layer.pool), (layer.pool, layer.pool)) if layer.pool > 1 else None
-        channels = layer.out_shape[0]
-        if layer.kind == "conv":
-            weight = 2 * rng.integers(-128, 128, (channels, layer.in_shape[0], layer.kernel, layer.kernel))
-            sides = (layer.stride, layer.stride), (layer.padding, layer.padding)
-            operator: Conv2d | Dense = Conv2d(layer.in_shape, weight, pool, *sides)
-        else:
-            weight = 2 * rng.integers(-128, 128, (channels, math.prod(layer.pooled_shape)))
-            operator = Dense(layer.in_shape, weight, pool)
-        populations.append(Population(layer.name, layer.out_shape, neuron, stage))
-        projections.append(Projection(f"{source}->{layer.name}", source, layer.name, operator))
-        source = layer.name
-    inputs = (Input("input", shape),)
-    return ProcessGraph(architecture, 1, 1.0, inputs, tuple(populations), tuple(projections), Readout(source))
+    projections = []
+    for projection in graph.projections:
+        weight = 2 * rng.integers(-128, 128, projection.operator.weight.shape)
+        projections.append(replace(projection, operator=projection.operator.with_weight(weight)))
+    populations = tuple(replace(population, neuron=neuron) for population in graph.populations)
+    return replace(graph, populations=populations, projections=tuple(projections))
 
 
 def main() -> None:

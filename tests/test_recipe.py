@@ -68,7 +68,7 @@ def test_a_built_in_recipe_loads_and_fits_its_data(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == recipe.data.set == name
     shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}[name]
-    assert parse_architecture(recipe.network.architecture, shape, 10)
+    assert parse_architecture(recipe.network, shape, 10)
     assert recipe.encoder.name == "rate"
     assert recipe.network.reset == "zero"  # the reset that Loihi has
     if name == "digits":
