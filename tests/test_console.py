@@ -5,10 +5,12 @@ import io
 import pytest
 from report_examples import make_summary
 from rich.console import Console
+from rich.table import Table
 
 from spikeport.deploy import console
-from spikeport.deploy.console import ConsoleProgress, show_summary
+from spikeport.deploy.console import ConsoleProgress, epoch_table, population_table, show_summary
 from spikeport.deploy.summary import Summary
+from spikeport.models.checkpoint import Epoch
 
 
 def shown(summary: Summary) -> dict[str, str]:
@@ -81,3 +83,75 @@ def test_bars_show_the_rate_of_a_task_that_names_its_unit(unit: str, there: bool
 )
 def test_slow_rates_have_a_decimal(speed: float, text: str) -> None:
     assert console.rate(speed, "samples") == text
+
+
+# --- Training
+
+
+def epoch(number: int, accuracy: float, populations: int = 2) -> Epoch:
+    names = [f"conv{i}" for i in range(1, populations + 1)]
+    return Epoch(
+        epoch=number,
+        loss=1 / number,
+        validation_accuracy=accuracy,
+        firing_rate=dict.fromkeys(names, 0.125),
+        dead_share={name: 0.75 if name == "conv2" else 0.25 for name in names},
+        silent_share=dict.fromkeys(names, 0.5),
+        spikes_per_sample=1234.0,
+    )
+
+
+def test_without_a_terminal_each_epoch_is_a_line() -> None:
+    stream = io.StringIO()
+    with ConsoleProgress(Console(file=stream, width=60)).training(batches=20, epochs=2) as view:
+        for done in range(1, 21):
+            view.advance(done)
+            if done % 10 == 0:
+                view.epoch(epoch(done // 10, 0.9))
+    assert stream.getvalue().splitlines() == [
+        f"  epoch {n} of 2: loss {loss}, validation 90.00%, firing 12.5%, dead 50.0%, 1,234 spikes a sample"
+        for n, loss in ((1, "1"), (2, "0.5"))
+    ]
+
+
+def test_a_terminal_shows_epochs_populations_and_a_bar_while_training() -> None:
+    stream = io.StringIO()
+    terminal = Console(file=stream, force_terminal=True, width=100, color_system=None)
+    with ConsoleProgress(terminal).training(batches=30, epochs=3) as view:
+        view.advance(10)
+        view.epoch(epoch(1, 0.9))
+        view.advance(11)
+    shown = stream.getvalue()
+    assert "epoch 1 of 3" in shown
+    assert "90.00 %" in shown
+    assert "conv2" in shown
+    assert "75.0 %" in shown
+    assert "━" in shown
+
+
+def text_of(table: Table) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(table)
+    return stream.getvalue().splitlines()
+
+
+def test_of_many_epochs_and_populations_a_few_are_shown() -> None:
+    history = [epoch(number, 0.5) for number in range(1, 21)]
+    lines = text_of(epoch_table(history, 30))
+    assert "epoch 20 of 30" in lines[0]
+    numbers = [int(line.split("│")[1]) for line in lines if line.startswith("│")]
+    assert numbers == list(range(21 - console.EPOCHS_SHOWN, 21))
+    lines = text_of(population_table(epoch(1, 0.5, populations=40)))
+    assert sum(" conv" in line for line in lines) == console.POPULATIONS_SHOWN
+    assert f"and {40 - console.POPULATIONS_SHOWN} more" in lines[-1]
+
+
+def test_the_best_epoch_so_far_stands_out() -> None:
+    table = epoch_table([epoch(1, 0.5), epoch(2, 0.8), epoch(3, 0.6)], 3)
+    assert [row.style for row in table.rows] == [None, "bold", None]
+
+
+def test_a_network_whose_only_population_integrates_has_no_firing_to_show() -> None:
+    silent = epoch(1, 0.5, populations=0)
+    assert "0.0 %" in "".join(text_of(epoch_table([silent], 1)))
+    assert text_of(population_table(silent))
