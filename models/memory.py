@@ -66,13 +66,13 @@ def step_memory(network: SpikingNetwork, encoded: torch.Tensor, copies: int, bfl
     more = encoded.shape[1] - 1
     kept = max(1, (sum(all_) - sum(one)) // more)
     # going back through a layer, the gradients of its spikes and of its sums are there beside all that is kept
-    passing = 2 * max(0, max(all_) - max(one)) // more
+    passing = 2 * max(large - small for small, large in zip(one, all_, strict=False)) // more
     parameters = sum(weight.numel() * weight.element_size() for weight in network.parameters())
     return StepMemory(copies * parameters, kept, kept + passing)
 
 
 def _kept(network: SpikingNetwork, encoded: torch.Tensor, bfloat16: bool) -> list[int]:
-    """Bytes of each tensor that is there between the forward and the backward pass, the weights left out."""
+    """Bytes of each tensor that is there between the forward and the backward pass, in order, the weights left out."""
     probe = copy.deepcopy(network)
     weights = {weight.untyped_storage().data_ptr() for weight in probe.state_dict().values()}
     sizes: dict[int, int] = {}
