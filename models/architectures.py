@@ -15,7 +15,7 @@ The order of a residual block is the recipe's `block` (SN: neurons, C: convoluti
 
 Whole networks go by a name:
 
-    lenet, vgg9, resnet11     Lee et al., 2020; resnet11 is of the early order, the stride in a block's second convolution
+    lenet, vgg9, resnet11     Lee et al., 2020; resnet11 is of the early order, strides in a block's second convolution
     resnet9                   theirs, too, but its form is not in their code: one block less than resnet11, widths ours
     cnn1, cnn2                Zhang & Li, 2020, for CIFAR-10
     ds-resnet20, ds-resnet14  Feng et al., 2022; any 6 n + 2 layers, ds-resnet20:16-32-64 with other widths than
