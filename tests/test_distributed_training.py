@@ -23,14 +23,20 @@ test = 200
 [network]
 architecture = "8C3p1-P2-32-10"
 steps = 5
+output = "membrane"
 tau_mem = 5.0
 tau_syn = 2.0
 [encoder]
 name = "poisson"
+[rule]
+name = "stbp"
+[loss]
+name = "rate_cross_entropy"
 [training]
 epochs = 2
 batch_size = 59
-learning_rate = 2e-2
+optimizer = "sgd"
+learning_rate = 2e-3
 clip_norm = 20.0
 average = 0.5
 shift_pixels = 1
@@ -54,19 +60,21 @@ def train_on_two_processes(recipe: Path, folder: Path) -> str:
 def test_two_processes_give_the_loss_curve_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last batch has one sample, so that one process takes none; batches of 59 are shared unevenly."""
+    """The last batch has one sample, so that one process takes none; batches of 59 are shared unevenly.
+
+    SGD and a smooth loss: sums in another order stay roundings. AdamW divides small gradients by their size, so that a
+    rounding becomes another spike within a few steps, and the curves part by some tenths of a percent.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recipe = tmp_path / "small.toml"
     recipe.write_text(RECIPE)
     assert main(["train", str(recipe), "-o", str(tmp_path / "by-1")]) == 0
     said = {1: capsys.readouterr().out, 2: train_on_two_processes(recipe, tmp_path / "by-2")}
     one, two = (json.loads((tmp_path / f"by-{n}" / "train.json").read_text())["history"] for n in (1, 2))
-    # sums in another order end up in another spike after some hundred steps, and from there the two part slowly
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
-    assert two[1]["loss"] == pytest.approx(one[1]["loss"], rel=1e-2)
-    assert two[1]["loss"] < 0.95 * two[0]["loss"]
+    assert [epoch["loss"] for epoch in two] == pytest.approx([epoch["loss"] for epoch in one], rel=1e-4)
+    assert two[1]["loss"] < 0.9 * two[0]["loss"]
     for key in ("validation_accuracy", "spikes_per_sample"):
-        assert [epoch[key] for epoch in two] == pytest.approx([epoch[key] for epoch in one], rel=0.03)
+        assert [epoch[key] for epoch in two] == pytest.approx([epoch[key] for epoch in one], rel=0.01)
     # the first process alone writes and prints
     assert sorted(os.listdir(tmp_path / "by-2")) == sorted(os.listdir(tmp_path / "by-1"))
     assert said[2].count("epoch 1 of 2") == said[1].count("epoch 1 of 2") == 1
@@ -75,7 +83,7 @@ def test_two_processes_give_the_loss_curve_of_one(
         torch.load(RunFolder(tmp_path / f"by-{n}").checkpoint_file, weights_only=True)["weights"] for n in (1, 2)
     ]
     for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=1e-2), name
+        assert torch.allclose(value, weights[1][name], atol=1e-4), name
 
 
 @pytest.mark.parametrize(("samples", "size"), [(1, 1), (7, 1), (7, 2), (8, 3), (2, 3)])
