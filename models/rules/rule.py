@@ -7,12 +7,13 @@ pass and simulates again there.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 
 from spikeport.models.cuba_lif import CubaLIF, Window, filter_errors, filter_spikes, fire
-from spikeport.models.rules import window_compiled
+from spikeport.models.rules import window_compiled, window_triton
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class _RuleWindow(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule) -> torch.Tensor:
         ctx.neuron, ctx.rule = neuron, rule
         ctx.save_for_backward(x)
-        if window_compiled.handles(x, rule):
-            return window_compiled.forward(x, neuron)
+        if fused := _fused(x, rule):
+            return fused.forward(x, neuron)
         current = filter_spikes(x, neuron.tau_syn)
         spikes = torch.zeros_like(x)
         for threshold in neuron.thresholds:
@@ -73,12 +74,17 @@ class _RuleWindow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        if window_compiled.handles(x, ctx.rule) and not ctx.rule.rate_level:
-            return window_compiled.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
+        if (fused := _fused(x, ctx.rule)) and not ctx.rule.rate_level:
+            return fused.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
         errors = gradients[0]
         if ctx.rule.spike_cost:  # in bfloat16 a small cost would be lost beside the error
             errors = errors.to(torch.promote_types(errors.dtype, torch.float32)) + ctx.rule.spike_cost
         return ctx.rule.input_errors(x, errors, ctx.neuron).to(x.dtype), None, None
+
+
+def _fused(x: torch.Tensor, rule: Rule) -> ModuleType | None:
+    """The fused windows that take x under a rule; None where the eager ones have to do."""
+    return next((windows for windows in (window_triton, window_compiled) if windows.handles(x, rule)), None)
 
 
 def dead_neuron_errors(window: Window, spike_errors: torch.Tensor, neuron: CubaLIF, threshold: float) -> torch.Tensor:
