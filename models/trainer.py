@@ -1,13 +1,10 @@
 """The training loop: one step after the other, selection on the validation split, a state that can be gone on from."""
 
 import copy
-import hashlib
 import math
-import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,8 +24,10 @@ from spikeport.models.memory import (
     step_memory,
 )
 from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.optimizers import make_optimizer, schedule
 from spikeport.models.processes import Processes, join_processes
-from spikeport.models.recipe import Recipe, TrainingSection
+from spikeport.models.recipe import Recipe
+from spikeport.models.reproducible import reproducible, seed_of
 
 SECONDS_BETWEEN_STATES = 300.0
 
@@ -60,7 +59,7 @@ def train(
     _check_data(recipe, data)
     with (
         join_processes(device) as processes,
-        _reproducible(recipe.training.deterministic),
+        reproducible(recipe.training.deterministic),
         keep_freed_memory(processes.device),
     ):
         training = _Training(recipe, data, processes)
@@ -97,7 +96,7 @@ class _Training:
         self.network = network.to(processes.device)
         self.averaged = copy.deepcopy(self.network) if settings.average else None
         self.parameters = list(self.network.parameters())
-        self.optimizer = _optimizer(settings, self.parameters)
+        self.optimizer = make_optimizer(settings, self.parameters)
         self.epoch, self.batch, self.total_loss = 0, 0, 0.0
         self.history: list[Epoch] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -124,7 +123,8 @@ class _Training:
         self, state_file: Path | None, save_every_s: float, on_batch: Callable[[int, int], None] | None
     ) -> Epoch:
         """The rest of the current epoch, and its validation."""
-        order = torch.randperm(len(self.labels), generator=self._draws("order"))
+        shuffler = torch.Generator().manual_seed(seed_of(self.recipe.seed, "order", self.epoch))
+        order = torch.randperm(len(self.labels), generator=shuffler)
         for batch, index in enumerate(order.split(self.settings.batch_size)):
             if batch < self.batch:
                 continue  # done before the interruption
@@ -156,7 +156,7 @@ class _Training:
         images = self.augment(self.images[index].float(), self._draws("augmentation")).to(place)
         encoded = self.processes.share(self.encoder(images, generator=self._draws("encoder", place)), 1)
         labels = self.processes.share(self.labels[index]).to(place)
-        torch.manual_seed(self._seed_of("dropout", self.processes.rank))
+        self._seed_dropout()
 
         def forward() -> torch.Tensor:
             with torch.autocast(place.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
@@ -164,6 +164,7 @@ class _Training:
             return self.loss(output.float(), labels)
 
         self.network.train()
+        self.network.spike_cost = self.settings.spike_cost * self._steps_done / (self.settings.epochs * self.batches)
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=place)
         if len(labels):
@@ -222,7 +223,7 @@ class _Training:
 
     def _explain(self, forward: Callable[[], torch.Tensor] | None, state_file: Path | None) -> None:
         """Raise TrainingError naming the layer at which the current step went wrong."""
-        torch.manual_seed(self._seed_of("dropout", self.processes.rank))
+        self._seed_dropout()
         places = self.processes.gather(first_not_finite(self.network, forward) if forward else None)
         where = next((place for place in places if place), "the sum of the gradients")
         raise TrainingError(
@@ -230,18 +231,18 @@ class _Training:
             f"Lower training.learning_rate or training.clip_norm.{_kept(state_file)}"
         )
 
-    # --- Random numbers: a function of the seed, their use and the position, so that no generator has to be stored
-
     @property
     def _steps_done(self) -> int:
         return self.epoch * self.batches + self.batch
 
-    def _seed_of(self, use: str, rank: int = 0) -> int:
-        text = f"{self.recipe.seed} {use} {self.epoch} {self.batch if use != 'order' else 0} {rank}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
-
     def _draws(self, use: str, place: torch.device | None = None) -> torch.Generator:
-        return torch.Generator(place or torch.device("cpu")).manual_seed(self._seed_of(use))
+        """A generator for one use in the current step."""
+        seed = seed_of(self.recipe.seed, use, self.epoch, self.batch)
+        return torch.Generator(place or torch.device("cpu")).manual_seed(seed)
+
+    def _seed_dropout(self) -> None:
+        seed = seed_of(self.recipe.seed, "dropout", self.epoch, self.batch, self.processes.rank)
+        torch.manual_seed(seed)
 
     # --- Memory
 
@@ -334,24 +335,6 @@ class _Training:
         return Trained(network, self.recipe, self.history, round(self._seconds(), 3))
 
 
-def schedule(settings: TrainingSection, step: int, batches: int) -> float:
-    """Factor of the learning rate for the step after `step` others, in epochs of so many batches."""
-    match settings.schedule:
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * batches)))
-        case "milestones":
-            return settings.decay ** sum(step >= epoch * batches for epoch in settings.milestones)
-        case "constant":
-            return 1.0
-
-
-def _optimizer(settings: TrainingSection, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999))
-
-
 def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
     """The gradient of a weight; zeros where this process had no sample."""
     if weight.grad is None:
@@ -378,21 +361,3 @@ def _check_data(recipe: Recipe, data: Dataset) -> None:
         raise TrainingError(
             f"recordings of {data.name!r} have {data.train.images.shape[1]} frames; network.steps = {steps}."
         )
-
-
-@contextmanager
-def _reproducible(asked: bool) -> Iterator[None]:
-    """Refuse operations whose result may change from run to run on this device, where that is asked for."""
-    if not asked:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

@@ -17,9 +17,10 @@ from spikeport.models.evaluate import Evaluation, evaluate, run_network
 from spikeport.models.losses import Loss, kernel_loss
 from spikeport.models.memory import StepMemory, available_memory, step_memory
 from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.optimizers import schedule
 from spikeport.models.readouts import decide
 from spikeport.models.recipe import Recipe, parse_recipe
-from spikeport.models.trainer import schedule, train
+from spikeport.models.trainer import train
 
 SHAPE = (1, 6, 6)
 CLASSES = 3
