@@ -312,11 +312,23 @@ def test_no_space_for_a_state_is_one_error_and_the_state_before_stays(
     assert_same(train(RECIPE, DATA, device="cpu", state_file=path), whole)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_torch_tells_of_a_full_disk_as_expected(tmp_path: Path) -> None:
-    """The error that `checkpoint` turns into one of its own."""
-    with pytest.raises((RuntimeError, OSError)):
-        torch.save({"weights": torch.zeros(1 << 20)}, "/dev/full")
+def test_a_file_that_the_system_cuts_short_is_no_state(tmp_path: Path, whole: Trained) -> None:
+    """A real write that fails: the system lets files grow to four kilobytes and no further."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "training.pt"
+    stop_after(BATCHES + 1, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(SpikeportError, match=r"cannot write .*training\.pt") as found:
+            train(RECIPE, DATA, device="cpu", state_file=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(str(found.value).splitlines()) == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["training.pt"]
+    assert path.read_bytes() == before
+    assert_same(train(RECIPE, DATA, device="cpu", state_file=path), whole)
 
 
 # --- On the command line
