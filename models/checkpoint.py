@@ -180,8 +180,6 @@ def _write(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:
-            # torch's writer in C++ tells of a full disk by a RuntimeError of its own
-            raise SpikeportError(
-                f"cannot write {path}: {str(error).splitlines()[0]}. Is the disk full? "
-                f"{'What it held before is unharmed.' if path.exists() else ''}".rstrip()
-            ) from None
+            # torch's writer tells of a full disk by a RuntimeError about positions in the file
+            unharmed = " What it held before is unharmed." if path.exists() else ""
+            raise SpikeportError(f"cannot write {path} as a whole; is the disk full?{unharmed}") from error
