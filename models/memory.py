@@ -124,7 +124,7 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """Let freed memory stay in the process while training on the CPU, on Linux with glibc; elsewhere nothing happens.
 
     Every step allocates and frees the same large tensors. glibc takes each of them from the kernel and gives it back,
-    and the kernel fills every page with zeros again at its first touch: about a seventh of a step. Afterwards the
+    and the kernel fills every page with zeros again at its first touch: about an eighth of a step. Afterwards the
     limits are what glibc's own adaptation arrives at for large blocks, and free pages go back.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
