@@ -67,8 +67,8 @@ class Settings(NamedTuple):
 
 def handles(x: torch.Tensor, rule: "Rule") -> bool:
     """True where a window of x under a rule can be run here; the backward pass of a rate-level rule cannot."""
-    device = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return device and x.dtype in DTYPES and not rule.eager and _triton_is_at_hand()
+    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return (x.is_cuda or interpreted) and x.dtype in DTYPES and not rule.eager and _triton_is_at_hand()
 
 
 @cache
