@@ -72,7 +72,7 @@ def summarize(folder: RunFolder) -> Summary:
         recipe=folder.recipe_text,
         training=Training(
             rule=recipe.rule.name,
-            reconstruction=recipe.rule.name == "csbp",
+            reconstruction="reconstructed" in recipe.rule.build().title,
             architecture=recipe.network.architecture,
             steps=recipe.network.steps,
             epochs=recipe.training.epochs,

@@ -28,6 +28,7 @@ from spikeport.models.architectures import (
 )
 from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
+from spikeport.models.pooling import sum_pool
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
 
@@ -37,8 +38,7 @@ __all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture
 def build_network(recipe: Recipe, in_shape: Shape, classes: int) -> "SpikingNetwork":
     """The untrained network of a recipe. Raises RecipeError where its architecture or its rule does not fit."""
     nodes = parse_architecture(recipe.network, in_shape, classes)
-    rule = replace(recipe.rule.build(), spike_cost=recipe.training.spike_cost)
-    return SpikingNetwork(nodes, recipe.network.neuron(), rule, recipe.build_encoder().unit)
+    return SpikingNetwork(nodes, recipe.network.neuron(), recipe.rule.build(), recipe.build_encoder().unit)
 
 
 class TdBatchNorm(nn.BatchNorm2d):
@@ -82,6 +82,8 @@ class SpikingNetwork(nn.Module):
         neuron: the recipe's, which most populations have; the readout takes its filter.
         input_unit: what one unit of an input spike's payload stands for.
 
+    `spike_cost` is what each spike before the output adds to the loss; training raises it as it goes on.
+
     Raises RecipeError where the rule is not defined for one of the neurons, or for batch normalisation.
     """
 
@@ -91,6 +93,7 @@ class SpikingNetwork(nn.Module):
         self.neuron = neuron
         self.rule = rule
         self.input_unit = input_unit
+        self.spike_cost = 0.0
         self.maps = nn.ModuleDict({node.name: made for node in self.nodes if (made := _parameters(node)) is not None})
         for node in self.nodes:
             if isinstance(node, Norm) and rule.rate_level:
@@ -176,8 +179,10 @@ class SpikingNetwork(nn.Module):
         return found
 
     def _rule_of(self, node: Neurons) -> Any:
-        """The rule; spikes of the output, which the loss wants, cost nothing."""
-        return replace(self.rule, spike_cost=0.0) if node.name == self.output else self.rule
+        """The rule with what a spike costs now; spikes of the output, which the loss wants, cost nothing."""
+        if node.name == self.output or not self.spike_cost:
+            return self.rule
+        return replace(self.rule, spike_cost=self.spike_cost)
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.input_unit == 1.0 else x * self.input_unit
@@ -190,9 +195,10 @@ class SpikingNetwork(nn.Module):
                 out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
                 return out.unflatten(0, first.shape[:2])
             case Pool():
-                divisor = None if node.average else 1
-                folded = F.avg_pool2d(first.flatten(0, 1), node.kernel, node.stride, divisor_override=divisor)
-                return folded.unflatten(0, first.shape[:2])
+                folded = first.flatten(0, 1)
+                if node.average:
+                    return F.avg_pool2d(folded, node.kernel, node.stride).unflatten(0, first.shape[:2])
+                return sum_pool(folded, node.kernel, node.stride).unflatten(0, first.shape[:2])
             case Flatten():
                 return first.flatten(2)
             case Add():

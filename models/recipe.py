@@ -194,7 +194,8 @@ class TrainingSection(_Section):
     average: what is validated and kept is the running mean of the weights, w <- average w + (1 - average) new, if > 0.
     precision: of convolutions and matrix products and of the tensors between them; weights, gradients of weights and
     neuron states stay in float32. patience: stop after so many epochs without a better validation accuracy.
-    spike_cost: what each spike adds to the loss, for networks that fire less; the loss that is shown is without it.
+    spike_cost: what each spike adds to the loss at the end of training, rising from 0 (a network that does not tell
+    classes apart yet would fall silent), for networks that fire less; the loss that is shown is without it.
     shift_pixels, flip, rotate_degrees, scale: random changes of the training images (`spikeport.models.augmentation`).
     deterministic: refuse operations that are not reproducible on this device.
     """

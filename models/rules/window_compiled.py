@@ -54,7 +54,7 @@ def forward(x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
     def work(start: int, stop: int) -> None:
         _forward(inputs, start, stop, constants, thresholds, neuron.reset == "subtract", outputs)
 
-    _in_blocks(work, inputs.shape)
+    in_blocks(work, inputs.shape)
     return spikes
 
 
@@ -74,7 +74,7 @@ def backward(x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule:
     def work(start: int, stop: int) -> None:
         _backward(inputs, errors, start, stop, constants, thresholds, subtract, kind, switches, settings, outputs)
 
-    _in_blocks(work, inputs.shape)
+    in_blocks(work, inputs.shape)
     return out
 
 
@@ -130,7 +130,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="window")
 
 
-def _in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...]) -> None:
+def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...]) -> None:
     steps, size = shape
     block = max(64, BLOCK_VALUES // steps)
     threads = min(torch.get_num_threads(), -(-size // block))
@@ -164,22 +164,22 @@ def _float_to_bits(typingctx, value):  # type: ignore[no-untyped-def]
     return types.uint32(types.float32), codegen
 
 
-def _widen(value):  # type: ignore[no-untyped-def]
+def widen(value):  # type: ignore[no-untyped-def]
     """A stored number as the type that is computed in."""
 
 
-def _narrow(value, like):  # type: ignore[no-untyped-def]
+def narrow(value, like):  # type: ignore[no-untyped-def]
     """A number as the type that is stored; bfloat16 is rounded to nearest, ties to even."""
 
 
-@overload(_widen)
+@overload(widen)
 def _widen_of(value):  # type: ignore[no-untyped-def]
     if value == types.uint16:
         return lambda value: _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
     return lambda value: value
 
 
-@overload(_narrow)
+@overload(narrow)
 def _narrow_of(value, like):  # type: ignore[no-untyped-def]
     if like == types.uint16:
 
@@ -241,7 +241,7 @@ def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: 
     for t in range(x.shape[0]):
         inputs, outputs = x[t, start:stop], spikes[t, start:stop]
         for i in range(n):
-            u[i] = current_keep * u[i] + gain * _widen(inputs[i])
+            u[i] = current_keep * u[i] + gain * widen(inputs[i])
         for level in range(levels):
             threshold, states, below = thresholds[level], v[level], zero if level == 0 else one
             for i in range(n):
@@ -250,7 +250,7 @@ def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: 
                 total[i] = below * total[i] + (one if fired else zero)
                 states[i] = kept * (p - threshold) if fired else p
         for i in range(n):
-            outputs[i] = _narrow(total[i], like)
+            outputs[i] = narrow(total[i], like)
 
 
 @jit
@@ -266,9 +266,9 @@ def _backward(x, error, start, stop, constants, thresholds, subtract, kind, swit
     for t in range(steps):
         inputs, errors, us, es = x[t, start:stop], error[t, start:stop], u[t], e[t]
         for i in range(n):
-            state[i] = current_keep * state[i] + gain * _widen(inputs[i])
+            state[i] = current_keep * state[i] + gain * widen(inputs[i])
             us[i] = state[i]
-            es[i] = _widen(errors[i]) + cost
+            es[i] = widen(errors[i]) + cost
     for level in range(thresholds.shape[0]):
         _membranes(u, constants, thresholds[level], subtract, p)
         if kind == CSBP:
@@ -285,7 +285,7 @@ def _backward(x, error, start, stop, constants, thresholds, subtract, kind, swit
         ds, outputs = d[t], out[t, start:stop]
         for i in range(n):
             state[i] = current_keep * state[i] + gain * ds[i]
-            outputs[i] = _narrow(state[i], like)
+            outputs[i] = narrow(state[i], like)
 
 
 @jit
