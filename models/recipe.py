@@ -4,11 +4,13 @@ import difflib
 import itertools
 import math
 import tomllib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.encoders import Encoder, EncoderName
@@ -77,7 +79,7 @@ class NetworkSection(_Section):
     def _levels_rise(self) -> "NetworkSection":
         thresholds = (self.threshold, *self.levels)
         if any(lower >= upper for lower, upper in itertools.pairwise(thresholds)):
-            raise ValueError(f"levels must rise above threshold = {self.threshold}")
+            raise ValueError(f"levels must rise, each above the one before and all above threshold = {self.threshold}")
         return self
 
     def neuron(self) -> CubaLIF:
@@ -273,6 +275,13 @@ class Recipe(_Section):
     chip: ChipSection = ChipSection()
     check: CheckSection = CheckSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("rule"), dict) and "name" not in values["rule"]:
+            return values | {"rule": {"name": "csbp", **values["rule"]}}
+        return values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         if self.rule.name == "mlf" and not self.network.levels:
@@ -343,34 +352,55 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     # a misspelt key is also missing under its right name; the misspelling says more
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     section, path = _section(model, first["loc"])
-    where = ".".join(path)
+    where, value = ".".join(path), first["input"]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(path[-1], section.model_fields)}.{more}"
-    if first["type"] == "missing":
-        return f"key {where!r} is missing.{more}"
-    problem = f"{first['msg'][0].lower()}{first['msg'][1:]}.{more}".removeprefix("value error, ")
-    return f"{where} = {first['input']!r}: {problem}" if where else problem
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where!r}{_nearest(path[-1], section.model_fields)}.{more}"
+        case "missing":
+            return f"key {where!r} is missing.{more}"
+        case "union_tag_invalid":
+            tag = first["ctx"]["discriminator"].strip("'")
+            known = _choices(section.model_fields[path[-1]])
+            word = value[tag]
+            nearest = _nearest(word, known) if isinstance(word, str) else ""
+            return f"{where}.{tag} = {word!r} is unknown{nearest}. Known: {', '.join(known)}.{more}"
+        case "value_error" if isinstance(value, dict):  # of several keys, which the message names
+            return f"{where}: {first['ctx']['error']}.{more}" if where else f"{first['ctx']['error']}.{more}"
+        case "model_type" | "model_attributes_type":
+            return f"{where} = {value!r}: input should be a table, as [{where}].{more}"
+        case "tuple_type":
+            return f"{where} = {value!r}: input should be a list.{more}"
+    return f"{where} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
 
 
-def _section(model: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
-    """The section that a location lies in, and its path without the tag by which pydantic tells rules apart."""
-    path = [str(location[0])] if location else []
-    for position, part in enumerate(location[:-1]):
-        field = getattr(model, "model_fields", {}).get(str(part))
-        if field is None:
-            path.append(str(location[position + 1]))
+def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
+    """The section that the last key of a location lies in, and the location's keys.
+
+    A section that pydantic chose by its name, as that of a rule, has this name in the location; it is no key.
+    """
+    section: Any = model
+    inside: Any = model
+    path: list[str] = []
+    choices: dict[str, Any] = {}
+    for part in map(str, location):
+        if part in choices:
+            inside, choices = choices[part], {}
             continue
-        model, following = field.annotation, str(location[position + 1])
-        choices = {choice.model_fields["name"].annotation: choice for choice in get_args(model) if choice is not None}
-        chosen = next((choice for tag, choice in choices.items() if following in get_args(tag)), None)
-        if chosen is not None:
-            model = chosen
-        else:
-            path.append(following)
-    return model, path
+        section = inside
+        path.append(part)
+        field = getattr(section, "model_fields", {}).get(part)
+        inside, choices = (field.annotation, _choices(field)) if field else (None, {})
+    return section, path
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _choices(field: FieldInfo) -> dict[str, Any]:
+    """The sections that a field takes by their names; none where it takes but one."""
+    sections = get_args(field.annotation) if field.discriminator else ()
+    return {get_args(section.model_fields[field.discriminator].annotation)[0]: section for section in sections}
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.1)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
