@@ -4,10 +4,10 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench demo test test-slow bench-chip check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow bench-chip bench-train check lint types structure format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SETUP) ## virtual environment in .venv with spikeport and its tools
 
@@ -23,6 +23,9 @@ setup-peers: $(SETUP) ## third environment in .venv-peers with the simulators th
 setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench; its operation counts are an oracle
 	@.ci/setup-neurobench.sh
 
+setup-train-peers: $(SETUP) ## environment in .venv-train-peers with the libraries that our training is compared with
+	@.ci/setup-train-peers.sh
+
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
 
@@ -34,6 +37,9 @@ test-slow: setup setup-lava ## the slow tests
 
 bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE and Lava; exit status 1 where a must is missed
 	$(BIN)/python bench/chip.py --json docs/chip-speed.json --plot docs/chip-speed.png
+
+bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
+	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png
 
 check: lint types structure ## every static check; `make -k check` goes on after a failure
 
@@ -56,4 +62,4 @@ clean: ## remove caches and build output
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environments
-	rm -rf .venv .venv-lava .venv-peers .neurobench .links *.egg-info
+	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .neurobench .links *.egg-info

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Makes .venv-train-peers: the libraries whose training ours is compared with, on the Python of .venv and with the torch
+# that is in it. `make setup-train-peers` calls it. They are peers of a benchmark and no dependency.
+# Where they cannot be had this says why in one line, leaves nothing behind, and succeeds.
+set -u
+cd "$(dirname "$0")/.."
+target=.venv-train-peers
+peers="snntorch==1.0.0 spikingjelly==2.0.0"
+needs="numpy loguru>=0.7,<1" # all that their neurons import; the rest of what they name would bring torchvision
+stamp=$target/.setup-stamp
+
+has_peers() {
+    "$1" -c 'import sys, importlib.metadata as found, snntorch.surrogate, spikingjelly.activation_based.neuron
+wanted = dict(word.split("==") for word in sys.argv[1].split())
+raise SystemExit(any(found.version(name) != version for name, version in wanted.items()))' "$peers" >/dev/null 2>&1
+}
+
+skip() {
+    rm -rf "$target"
+    echo "setup-train-peers: skipped: $1. Everything but \`make bench-train\` works without it."
+    exit 0
+}
+
+install() {
+    "$target/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2>&1
+}
+
+python=.venv/bin/python
+[ -x "$python" ] || skip "there is no .venv; run \`make setup\` first"
+torch=$("$python" -c 'import importlib.metadata; print(importlib.metadata.version("torch").partition("+")[0])' 2>/dev/null) ||
+    skip "there is no torch in .venv; run \`make setup\` first"
+wanted="torch==$torch $peers $needs"
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$target/bin/python" ]; then
+    exit 0
+fi
+
+echo "setup-train-peers: making $target with $("$python" --version) and torch $torch"
+trap 'rm -rf "$target"; exit 130' INT TERM
+rm -rf "$target"
+"$python" -m venv "$target" >/dev/null 2>&1 || skip "$python cannot make a virtual environment"
+# shellcheck disable=SC2086 # the requirements are words
+message=$(install "torch==$torch" $needs) ||
+    skip "pip could not install torch ($(printf '%s\n' "$message" | tail -n 1))"
+# shellcheck disable=SC2086
+message=$(install --no-deps $peers) ||
+    skip "pip could not install $peers ($(printf '%s\n' "$message" | tail -n 1))"
+has_peers "$target/bin/python" || skip "$peers are installed but do not import"
+echo "$wanted" >"$stamp"
