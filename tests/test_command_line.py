@@ -375,6 +375,8 @@ def test_no_lava_is_a_clear_refusal_for_the_stage(
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_written_file(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, SMALL.replace("epochs = 4", "epochs = 100000"))
+    # a shell lets what it starts in the background ignore Ctrl-C, and this process would hand that on
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "spikeport.deploy.cli", "train", recipe, "-o", str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -382,13 +384,17 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_written_file(tmp_path: Path) ->
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     line = process.stdout.readline()
     while line and "epoch" not in line:
         line = process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
     started = time.monotonic()
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert time.monotonic() - started < 30
     assert "Traceback" not in error
