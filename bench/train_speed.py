@@ -229,20 +229,6 @@ def _exponent_row(what: str, network: str, all_steps: tuple[int, ...], times: li
     return Row(what, network, exponent, 1.0, "", 1 / exponent, 1 / AT_MOST_LINEAR)
 
 
-def gpu(arguments: list[str]) -> int:
-    """Exit status of the windows' own benchmark on a GPU; 0 where there is none."""
-    import torch
-
-    script = HERE / "gpu_windows.py"
-    if not torch.cuda.is_available():
-        print("GPU: skipped: torch finds no CUDA device here.")
-        return 0
-    if not script.exists():
-        print(f"GPU: skipped: there is no {script.name}.")
-        return 0
-    return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
-
-
 def draw(rows: list[Row], points: list[dict[str, float | str]], path: Path) -> None:
     """Ratios of time with their musts, and time and memory of a step against T."""
     import matplotlib
@@ -351,8 +337,9 @@ def main() -> int:
         write_json(options.json, found)
     if options.plot:
         draw(rows, points, options.plot)
-    on_gpu = gpu([])
-    return 0 if all(row.held for row in rows) and not on_gpu else 1
+    # says by itself where there is no GPU
+    gpu = subprocess.run([sys.executable, str(HERE / "gpu_windows.py")], check=False)
+    return 0 if all(row.held for row in rows) and gpu.returncode == 0 else 1
 
 
 if __name__ == "__main__":
