@@ -111,8 +111,8 @@ def _neuron_constants(neuron: CubaLIF, dtype: Any) -> np.ndarray:
 def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
     """x as an array (steps, neurons) in memory order, copied only where it is not dense in `order`; and that order."""
     if order is None:
-        inner = sorted(range(1, x.dim()), key=lambda axis: (-x.stride(axis), axis)) if x.dim() > 1 else []
-        order = (0, *inner)
+        strides = x.stride()
+        order = (0, *sorted(range(1, x.dim()), key=lambda axis: (-strides[axis], axis)))
     moved = x.detach().permute(order).contiguous().reshape(x.shape[0], -1)
     raw = moved.view(torch.uint16) if x.dtype == torch.bfloat16 else moved
     array: np.ndarray = raw.numpy()
@@ -175,7 +175,7 @@ def narrow(value, like):  # type: ignore[no-untyped-def]
 @overload(widen)
 def _widen_of(value):  # type: ignore[no-untyped-def]
     if value == types.uint16:
-        return lambda value: _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
+        return lambda value: _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))  # type: ignore[call-arg]
     return lambda value: value
 
 
@@ -184,7 +184,7 @@ def _narrow_of(value, like):  # type: ignore[no-untyped-def]
     if like == types.uint16:
 
         def rounded(value, like):  # type: ignore[no-untyped-def]
-            bits = _float_to_bits(value)
+            bits: Any = _float_to_bits(value)  # type: ignore[call-arg]
             odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
             return np.uint16(np.uint32(bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
 
@@ -253,6 +253,24 @@ def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: 
             outputs[i] = narrow(total[i], like)
 
 
+# A loop over neurons inside a loop that runs back in time becomes vector instructions as a function of its own alone.
+
+
+@jit
+def _load(inputs, errors, state, current_keep, gain, cost, u, e):  # type: ignore[no-untyped-def]
+    for i in range(inputs.shape[0]):
+        state[i] = current_keep * state[i] + gain * widen(inputs[i])
+        u[i] = state[i]
+        e[i] = widen(errors[i]) + cost
+
+
+@jit
+def _store(d, state, current_keep, gain, like, out):  # type: ignore[no-untyped-def]
+    for i in range(d.shape[0]):
+        state[i] = current_keep * state[i] + gain * d[i]
+        out[i] = narrow(state[i], like)
+
+
 @jit
 def _backward(x, error, start, stop, constants, thresholds, subtract, kind, switches, settings, out):  # type: ignore[no-untyped-def]
     steps, n = x.shape[0], stop - start
@@ -264,11 +282,7 @@ def _backward(x, error, start, stop, constants, thresholds, subtract, kind, swit
     d = np.zeros((steps, n), constants.dtype)
     state = np.zeros(n, constants.dtype)
     for t in range(steps):
-        inputs, errors, us, es = x[t, start:stop], error[t, start:stop], u[t], e[t]
-        for i in range(n):
-            state[i] = current_keep * state[i] + gain * widen(inputs[i])
-            us[i] = state[i]
-            es[i] = widen(errors[i]) + cost
+        _load(x[t, start:stop], error[t, start:stop], state, current_keep, gain, cost, u[t], e[t])
     for level in range(thresholds.shape[0]):
         _membranes(u, constants, thresholds[level], subtract, p)
         if kind == CSBP:
@@ -282,10 +296,7 @@ def _backward(x, error, start, stop, constants, thresholds, subtract, kind, swit
     state[:] = 0
     for step in range(steps):
         t = steps - 1 - step
-        ds, outputs = d[t], out[t, start:stop]
-        for i in range(n):
-            state[i] = current_keep * state[i] + gain * ds[i]
-            outputs[i] = narrow(state[i], like)
+        _store(d[t], state, current_keep, gain, like, out[t, start:stop])
 
 
 @jit
@@ -358,6 +369,17 @@ def _inverse_rises(p, threshold, soft, floor, lowest, inverse):  # type: ignore[
 
 
 @jit
+def _csbp_step(u, p, e, lam, later, threshold, next_weight, hard, lost, soft, voltage_keep, delta):  # type: ignore[no-untyped-def]
+    for i in range(p.shape[0]):
+        b = e[i]
+        time_error = next_weight * later[i] - b - lam[i] * (hard * u[i] + lost)
+        found = soft * lam[i] - time_error * delta[i] if p[i] > threshold else lam[i]
+        lam[i] = voltage_keep * found
+        later[i] = b
+        delta[i] = found
+
+
+@jit
 def _csbp(u, p, e, constants, threshold, subtract, switches, settings, d):  # type: ignore[no-untyped-def]
     steps, n = p.shape
     voltage_keep, inverse_tau = constants[2], constants[3]
@@ -375,15 +397,19 @@ def _csbp(u, p, e, constants, threshold, subtract, switches, settings, d):  # ty
     later = np.zeros(n, p.dtype)
     for step in range(steps):
         t = steps - 1 - step
-        us, ps, es, deltas = u[t], p[t], e[t], delta[t]
-        for i in range(n):
-            b = es[i]
-            time_error = next_weight * later[i] - b - lam[i] * (hard * us[i] + lost)
-            found = soft * lam[i] - time_error * deltas[i] if ps[i] > threshold else lam[i]
-            lam[i] = voltage_keep * found
-            later[i] = b
-            deltas[i] = found
+        _csbp_step(u[t], p[t], e[t], lam, later, threshold, next_weight, hard, lost, soft, voltage_keep, delta[t])
     _add_errors(p, e, delta, constants, threshold, dead, d)
+
+
+@jit
+def _tssl_step(p, e, psi, later, threshold, next_weight, inverse_tau, voltage_keep, delta):  # type: ignore[no-untyped-def]
+    for i in range(p.shape[0]):
+        b = e[i]
+        at_spike = delta[i] * (b - next_weight * later[i] + psi[i] * p[i] * inverse_tau)
+        found = at_spike if p[i] > threshold else voltage_keep * psi[i]
+        psi[i] = found
+        later[i] = b
+        delta[i] = found
 
 
 @jit
@@ -401,15 +427,18 @@ def _tssl(p, e, constants, threshold, switches, settings, d):  # type: ignore[no
     later = np.zeros(n, p.dtype)
     for step in range(steps):
         t = steps - 1 - step
-        ps, es, deltas = p[t], e[t], delta[t]
-        for i in range(n):
-            b = es[i]
-            at_spike = deltas[i] * (b - next_weight * later[i] + psi[i] * ps[i] * inverse_tau)
-            found = at_spike if ps[i] > threshold else voltage_keep * psi[i]
-            psi[i] = found
-            later[i] = b
-            deltas[i] = found
+        _tssl_step(p[t], e[t], psi, later, threshold, next_weight, inverse_tau, voltage_keep, delta[t])
     _add_errors(p, e, delta, constants, threshold, dead, d)
+
+
+@jit
+def _stbp_step(p, e, slope, lam, threshold, lost_if_fired, cleared_membrane, cleared_level, voltage_keep, d):  # type: ignore[no-untyped-def]
+    for i in range(p.shape[0]):
+        m, after = p[i], lam[i]
+        kept = after - lost_if_fired * after if m > threshold else after
+        delta = (e[i] - after * (cleared_membrane * m + cleared_level)) * slope[i] + kept
+        lam[i] = voltage_keep * delta
+        d[i] += delta
 
 
 @jit
@@ -429,7 +458,7 @@ def _stbp(p, e, constants, threshold, subtract, switches, settings, d):  # type:
     lam = np.zeros(n, p.dtype)
     for step in range(steps):
         t = steps - 1 - step
-        ps, es, ds = p[t], e[t], d[t]
+        ps = p[t]
         if surrogate == 0:
             for i in range(n):
                 slope[i] = inverse if abs(ps[i] - threshold) * inverse < half else zero
@@ -447,12 +476,14 @@ def _stbp(p, e, constants, threshold, subtract, switches, settings, d):  # type:
                 series *= series
                 series *= series
                 slope[i] = inverse * series / ((one + series) * (one + series))
-        for i in range(n):
-            m, after = ps[i], lam[i]
-            kept = after - lost_if_fired * after if m > threshold else after
-            delta = (es[i] - after * (cleared_membrane * m + cleared_level)) * slope[i] + kept
-            lam[i] = voltage_keep * delta
-            ds[i] += delta
+        _stbp_step(ps, e[t], slope, lam, threshold, lost_if_fired, cleared_membrane, cleared_level, voltage_keep, d[t])
+
+
+@jit
+def _spike_bp_step(p, e, slope, error, threshold, d):  # type: ignore[no-untyped-def]
+    for i in range(p.shape[0]):
+        error[i] = slope[i] * e[i] if p[i] > threshold else error[i]
+        d[i] += error[i]
 
 
 @jit
@@ -477,7 +508,4 @@ def _spike_bp(p, e, constants, threshold, switches, settings, d):  # type: ignor
     error = np.zeros(n, p.dtype)
     for step in range(steps):
         t = steps - 1 - step
-        ps, es, ds = p[t], e[t], d[t]
-        for i in range(n):
-            error[i] = remaining[i] * es[i] if ps[i] > threshold else error[i]
-            ds[i] += error[i]
+        _spike_bp_step(p[t], e[t], remaining, error, threshold, d[t])
