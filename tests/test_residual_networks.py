@@ -21,6 +21,7 @@ from spikeport.deploy.verify import compare
 from spikeport.models.networks import SpikingNetwork
 
 STEPS = 5
+SHAPE = (2, 8, 8)
 DT = 1e-3
 BLOCKS = ("spike-add", "early", "membrane")
 PLAIN: dict[str, Any] = {"tau_syn": 1.0, "tau_mem": 2.0, "threshold": 0.3, "steps": STEPS}
@@ -33,36 +34,43 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "filtered": {"norm": "tdbn", "tau_syn": 2.5, "reset": "subtract", "pool": "average"},
     "filtered, membrane": {"tau_syn": 2.0, "bias": True, "output": "membrane", "leak": False},
 }
-ARCHITECTURES = ("3C3p1-R3-P2-R4s2-R4-A-3", "R3-R4s2-R4s2-3")
+AFTER_A_CONVOLUTION, AT_THE_INPUT = "3C3p1-R3-P2-R4s2-A-3", "R3-R4s2-3"
+READ_BACK = [(AFTER_A_CONVOLUTION, case) for case in SETTINGS] + [
+    (AT_THE_INPUT, case) for case in ("normalised", "levels, membrane")
+]
+QUANTISED: dict[str, tuple[str, dict[str, Any]]] = {
+    # every level of a neuron is a population, whose scale is searched: small networks
+    "levels": ("2C3p1-P2-R2-A-3", SETTINGS["levels"] | {"levels": (0.5,)}),
+    "levels, membrane": ("2C3p1-P2-R3s2-A-3", SETTINGS["levels, membrane"]),
+    "pooling neurons": ("2C3p1-P2-R2-R3s2-A-3", SETTINGS["pooling neurons"]),
+    "filtered": ("2C3p1-P2-R2-R3s2-A-3", SETTINGS["filtered"]),
+}
 
 
-def spikes(samples: int, in_shape: tuple[int, ...] = (2, 8, 8), seed: int = 0) -> np.ndarray:
+def spikes(samples: int, in_shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
     """Random inputs (samples, steps, *in_shape)."""
     return np.random.default_rng(seed).integers(0, 2, (samples, STEPS, *in_shape)).astype(np.uint8)
 
 
 def made(architecture: str, seed: int = 0, **settings: Any) -> SpikingNetwork:
     torch.manual_seed(seed)
-    built = network(architecture, (2, 8, 8), 3, **(PLAIN | settings))
+    built = network(architecture, SHAPE, 3, **(PLAIN | settings))
     return settled(built, torch.as_tensor(spikes(6, seed=seed), dtype=torch.float64).transpose(0, 1), seed)
 
 
-def lowered(built: SpikingNetwork, path: Path) -> ProcessGraph:
-    write_nir(to_nir(built, DT, STEPS), path)
-    return lower(read_nir(path), "network")
+def lowered(built: SpikingNetwork) -> ProcessGraph:
+    return lower(to_nir(built, DT, STEPS), "network")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize(("architecture", "case"), READ_BACK)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_what_is_read_back_fires_as_the_network_did(
-    block: str, settings: dict[str, Any], architecture: str, tmp_path: Path
-) -> None:
-    built = made(architecture, block=block, **settings)
+def test_what_is_read_back_fires_as_the_network_did(block: str, architecture: str, case: str, tmp_path: Path) -> None:
+    built = made(architecture, block=block, **SETTINGS[case])
     inputs = spikes(5, seed=1)
     with torch.no_grad():
         expected = built(torch.as_tensor(inputs, dtype=torch.float64).transpose(0, 1))
-    run = Reference(lowered(built, tmp_path / "network.nir")).run({"input": inputs})
+    write_nir(to_nir(built, DT, STEPS), tmp_path / "network.nir")
+    run = Reference(lower(read_nir(tmp_path / "network.nir"), "network")).run({"input": inputs})
     assert sorted(run.spikes) == sorted(name for node in built.populations.values() for name in level_names(node))
     busy = 0
     for name, node in built.populations.items():
@@ -76,11 +84,11 @@ def test_what_is_read_back_fires_as_the_network_did(
     assert busy > len(built.populations) / 2  # the others are silent or always on
 
 
-@pytest.mark.parametrize("case", ["levels", "levels, membrane", "pooling neurons", "filtered"])
+@pytest.mark.parametrize("case", QUANTISED)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_backend_runs_the_quantised_network_alike(block: str, case: str, tmp_path: Path) -> None:
-    built = made("2C3p1-P2-R2-R3s2-A-3", block=block, **SETTINGS[case])
-    graph = lowered(built, tmp_path / "network.nir")
+def test_every_backend_runs_the_quantised_network_alike(block: str, case: str) -> None:
+    architecture, settings = QUANTISED[case]
+    graph = lowered(made(architecture, block=block, **settings))
     integer, report = quantize(graph, {"input": spikes(6, seed=2)})
     assert all(layer.spike_error < 0.15 for layer in report.layers)
     inputs = {"input": spikes(4, seed=3)}
@@ -91,37 +99,37 @@ def test_every_backend_runs_the_quantised_network_alike(block: str, case: str, t
     assert fired > 100
 
 
-def test_a_block_that_adds_next_to_nothing_is_quantised(tmp_path: Path) -> None:
+def test_a_block_that_adds_next_to_nothing_is_quantised() -> None:
     """The second gain of a membrane block starts at zero: weights far below those of the shortcut, beside a bias."""
     built = made("3C3p1-R3-A-3", block="membrane", norm="tdbn")
     norm = built.maps["block1_2_norm"]
     with torch.no_grad():
         norm.get_parameter("weight").fill_(2e-3)
         norm.get_parameter("bias").fill_(1.0)
-    graph = lowered(built, tmp_path / "network.nir")
+    graph = lowered(built)
     peaks = {p.source: float(np.abs(p.operator.weight).max()) for p in graph.incoming("block1_out")}
     assert peaks["input"] > 200 * peaks["block1_2"] > 0
     _, report = quantize(graph, {"input": spikes(6, seed=2)})
     assert {layer.population: layer.spike_error < 0.02 for layer in report.layers}["block1_out"]
 
 
-def test_a_shortcut_of_spikes_is_one_to_one_and_waits(tmp_path: Path) -> None:
-    graph = lowered(made("3C3p1-R3-A-3", block="early"), tmp_path / "network.nir")
+def test_a_shortcut_of_spikes_is_one_to_one_and_waits() -> None:
+    graph = lowered(made("3C3p1-R3-A-3", block="early"))
     shortcut = next(p for p in graph.projections if p.name == "conv1->block1_2")
     assert isinstance(shortcut.operator, OneToOne)
     assert shortcut.operator.weight.tolist() == [1.0] * 192
     assert shortcut.delay == 1
 
 
-def test_sums_of_spikes_share_the_weights_of_the_convolution_behind(tmp_path: Path) -> None:
-    graph = lowered(made("3C3p1-R3-R3-A-3", block="spike-add"), tmp_path / "network.nir")
+def test_sums_of_spikes_share_the_weights_of_the_convolution_behind() -> None:
+    graph = lowered(made("3C3p1-R3-R3-A-3", block="spike-add"))
     into = {p.source: p.operator for p in graph.incoming("block2_1")}
     assert set(into) == {"conv1", "block1_2"}
     assert into["conv1"].weight is into["block1_2"].weight
 
 
-def test_membrane_shortcuts_keep_shared_weights_through_every_halving(tmp_path: Path) -> None:
-    graph = lowered(made("3C3p1-R3-R4s2-R4s2-3", block="membrane", norm="tdbn"), tmp_path / "network.nir")
+def test_membrane_shortcuts_keep_shared_weights_through_every_halving() -> None:
+    graph = lowered(made("3C3p1-R3-R4s2-R4s2-3", block="membrane", norm="tdbn"))
     into = {p.source: p.operator for p in graph.incoming("block3_out")}
     assert set(into) == {"input", "block1_2", "block2_2", "block3_2"}
     assert all(isinstance(operator, Conv2d) for operator in into.values())

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from rule_windows import gradient, input_gradient, random_window
 
 from spikeport.models.cuba_lif import CubaLIF
-from spikeport.models.errors import RecipeError
 from spikeport.models.rules import MLF, STBP
 from spikeport.models.rules.stbp import Surrogate, surrogate_slope
 
@@ -240,9 +239,3 @@ def test_mlf_is_stbp_with_a_rectangle_of_width_one_through_the_reset() -> None:
     x, errors = random_window(4, 10, 50, scale=3)
     expected = input_gradient(x, errors, PUBLISHED, STBP("rectangular", 1.0, True))
     assert torch.equal(input_gradient(x, errors, PUBLISHED, MLF()), expected)
-
-
-def test_mlf_is_refused_for_a_neuron_of_one_threshold() -> None:
-    with pytest.raises(RecipeError, match=r"levels = \[1.6, 2.6\]"):
-        MLF().check(CubaLIF())
-    MLF().check(PUBLISHED)
