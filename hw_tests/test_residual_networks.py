@@ -18,11 +18,11 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from network_examples import network, settled
 
 STEPS = 4
-CASES: dict[str, dict[str, Any]] = {
-    "spike addition, levels": {"block": "spike-add", "levels": (0.5,)},
-    "early, pooling neurons": {"block": "early", "pool": "neurons", "pool_threshold": 0.6},
-    "membrane": {"block": "membrane"},
-    "membrane, read from an integrator": {"block": "membrane", "output": "membrane"},
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    # every level is a population, and each of them a process of the system
+    "spike addition, levels": ("R2-A-3", {"block": "spike-add", "levels": (0.5,)}),
+    "early, pooling neurons": ("2C3p1-P2-R2-A-3", {"block": "early", "pool": "neurons", "pool_threshold": 0.6}),
+    "membrane, read from an integrator": ("2C3p1-P2-R2-A-3", {"block": "membrane", "output": "membrane"}),
 }
 
 
@@ -31,11 +31,11 @@ def spikes(samples: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("lava_python")
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_lava_runs_residual_networks_spike_for_spike(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("architecture", "settings"), CASES.values(), ids=CASES.keys())
+def test_lava_runs_residual_networks_spike_for_spike(architecture: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     given = {"norm": "tdbn", "tau_syn": 1.0, "tau_mem": 2.0, "threshold": 0.3, "steps": STEPS} | settings
-    built = network("2C3p1-P2-R2-A-3", (2, 6, 6), 3, **given)
+    built = network(architecture, (2, 6, 6), 3, **given)
     settled(built, torch.as_tensor(spikes(6, 0), dtype=torch.float64).transpose(0, 1))
     graph, _ = quantize(lower(to_nir(built, 1e-3, STEPS), "network"), {"input": spikes(8, 1)})
     inputs = {"input": spikes(3, 2)}

@@ -18,8 +18,8 @@ name = "small"
 seed = 5
 [data]
 set = "digits"
-validation = 180
-test = 200
+validation = 1000
+test = 497
 [network]
 architecture = "8C3p1-P2-32-10"
 steps = 5
@@ -34,9 +34,9 @@ name = "stbp"
 name = "rate_cross_entropy"
 [training]
 epochs = 2
-batch_size = 59
+batch_size = 23
 optimizer = "sgd"
-learning_rate = 2e-3
+learning_rate = 5e-3
 clip_norm = 20.0
 average = 0.5
 shift_pixels = 1
@@ -60,7 +60,7 @@ def train_on_two_processes(recipe: Path, folder: Path) -> str:
 def test_two_processes_give_the_loss_curve_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last batch has one sample, so that one process takes none; batches of 59 are shared unevenly.
+    """The last batch has one sample, so that one process takes none; batches of 23 are shared unevenly.
 
     SGD and a smooth loss: sums in another order stay roundings. AdamW divides small gradients by their size, so that a
     rounding becomes another spike within a few steps, and the curves part by some tenths of a percent.
@@ -72,7 +72,7 @@ def test_two_processes_give_the_loss_curve_of_one(
     said = {1: capsys.readouterr().out, 2: train_on_two_processes(recipe, tmp_path / "by-2")}
     one, two = (json.loads((tmp_path / f"by-{n}" / "train.json").read_text())["history"] for n in (1, 2))
     assert [epoch["loss"] for epoch in two] == pytest.approx([epoch["loss"] for epoch in one], rel=1e-4)
-    assert two[1]["loss"] < 0.9 * two[0]["loss"]
+    assert two[1]["loss"] < 0.95 * two[0]["loss"]
     for key in ("validation_accuracy", "spikes_per_sample"):
         assert [epoch[key] for epoch in two] == pytest.approx([epoch[key] for epoch in one], rel=0.01)
     # the first process alone writes and prints

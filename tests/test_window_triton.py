@@ -1,6 +1,7 @@
 """Triton's windows give the spikes and gradients of the eager reference: on a GPU, else in Triton's interpreter."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -64,18 +65,15 @@ def check(x: torch.Tensor, errors: torch.Tensor, neuron: CubaLIF, rule: Rule) ->
     )
 
 
-@pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("spike_error", ["existence", "shift"])
 @pytest.mark.parametrize("dead_neuron_rule", [True, False])
 @pytest.mark.parametrize("across_spikes", [True, False])
 def test_csbp(
-    device: str,
-    reset: Reset,
-    spike_error: Literal["existence", "shift"],
-    dead_neuron_rule: bool,
-    across_spikes: bool,
+    device: str, spike_error: Literal["existence", "shift"], dead_neuron_rule: bool, across_spikes: bool
 ) -> None:
+    """Each reset with every two of the settings."""
     rule = CSBP(spike_error, 0.3, across_spikes, dead_neuron_rule)
+    reset = RESETS[(spike_error == "shift") ^ dead_neuron_rule ^ across_spikes]
     check(*window(device, 4, 2, 50), CubaLIF(reset=reset), rule)
 
 
@@ -85,9 +83,14 @@ def test_tssl(device: str, mode: Literal["author", "timing"], dead_neuron_rule: 
     check(*window(device, 4, 2, 50), CubaLIF(), TSSL(mode, dead_neuron_rule))
 
 
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("surrogate", get_args(Surrogate))
-@pytest.mark.parametrize("through_reset", [True, False])
+STBP_CASES = [
+    *itertools.product(RESETS, ["rectangular"], [True, False]),
+    *itertools.product(["subtract"], ["triangular", "arctan", "logistic"], [True]),
+    *itertools.product(["zero"], ["triangular", "arctan", "logistic"], [False]),
+]
+
+
+@pytest.mark.parametrize(("reset", "surrogate", "through_reset"), STBP_CASES)
 def test_stbp(device: str, reset: Reset, surrogate: Surrogate, through_reset: bool) -> None:
     check(*window(device, 4, 2, 50), CubaLIF(reset=reset), STBP(surrogate, 0.7, through_reset))
 
@@ -108,7 +111,7 @@ def test_neurons_without_a_leak_and_spikes_with_a_cost(device: str, rule: Rule) 
     check(*window(device, 5, 2, 50), neuron, dataclasses.replace(rule, spike_cost=0.25))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 33])
+@pytest.mark.parametrize("steps", [1, 3, 17])
 @pytest.mark.parametrize("rule", [CSBP("shift"), SpikeBP()], ids=lambda rule: rule.title)
 def test_any_number_of_steps(device: str, steps: int, rule: Rule) -> None:
     check(*window(device, steps, 2, 50), CubaLIF(), rule)
