@@ -219,7 +219,7 @@ def test_the_markdown_holds_every_row_must_and_run() -> None:
     assert csbp[1] == "csbp (reconstruction)"
     assert csbp[3:9] == [">= 99.4", "99.50 ± 0.00", "99.40 ± 0.00", "1, 2, 3", "20", "700"]
     assert csbp[9] == "conv1 71, conv2 64, hidden 42, output 10"
-    assert "torch = lava: 0 of" in runs[2][8]
+    assert "events = lava: 0 of" in runs[2][8]
 
 
 def test_the_markdown_of_no_result_says_so() -> None:

@@ -159,7 +159,7 @@ def test_the_keys_of_a_network_reach_its_nodes() -> None:
     text = with_line("network", 'architecture = "4C3-P2-10"')
     for line in ('pool = "neurons"', "pool_threshold = 0.6", "leak = false", "bias = true", 'output = "membrane"'):
         text = text.replace("tau_syn = 3.0", f"tau_syn = 3.0\n{line}")
-    recipe = parse_recipe(text, "mine.toml")
+    recipe = parse_recipe(f'{text}\n[loss]\nname = "squared_error"', "mine.toml")
     assert recipe.network.neuron().tau_mem == math.inf
     assert recipe.readout_kind == "membrane"  # nothing else can be read from an output that does not fire
     nodes = parse_architecture(recipe.network, (1, 8, 8), 10)
@@ -428,7 +428,7 @@ def test_a_wrong_value_of_a_rule_is_named(lines: str, where: str) -> None:
         ({"loss": {"name": "squared_error"}}, 'squared_error reads the last membrane; set network.output = "membrane"'),
         ({"readout": {"kind": "membrane"}}, 'readout.kind = "membrane" and network.output = "membrane" go together'),
         (
-            {"network": {"output": "membrane"}, "readout": {"kind": "count"}},
+            {"network": {"output": "membrane"}, "loss": {"name": "squared_error"}, "readout": {"kind": "count"}},
             'readout.kind = "membrane" and network.output = "membrane" go together',
         ),
         ({"network": {"levels": [1.6, 1.6]}}, "network: levels must rise"),
