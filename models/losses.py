@@ -16,7 +16,8 @@ class Loss:
     """A loss, summed over the batch; the settings that another loss reads are ignored.
 
     tau_syn: time constant of `kernel`'s filter in steps. desired, undesired: spike counts of `count`. gain: factor on
-    the mean output before the softmax of `rate_cross_entropy`, and on nothing else.
+    the mean output before the softmax of `rate_cross_entropy`, and on nothing else. membrane: the output is that of
+    neurons that integrate, whose mean input a step is the last membrane over the number of steps.
     """
 
     name: LossName
@@ -24,6 +25,7 @@ class Loss:
     desired: float = 4.0
     undesired: float = 0.0
     gain: float = 10.0
+    membrane: bool = False
 
     def __call__(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """output: spikes or membranes (steps, batch, classes). labels: class indices (batch,)."""
@@ -33,7 +35,8 @@ class Loss:
             case "count":
                 return count_loss(output, labels, self.tau_syn, self.desired, self.undesired)
             case "rate_cross_entropy":
-                return F.cross_entropy(self.gain * output.mean(dim=0), labels, reduction="sum")
+                mean = output[-1] / output.shape[0] if self.membrane else output.mean(dim=0)
+                return F.cross_entropy(self.gain * mean, labels, reduction="sum")
             case "squared_error":
                 return squared_error(output, labels)
 

@@ -178,8 +178,8 @@ class LossSection(_Section):
     undesired: float = Field(default=0.0, ge=0)
     gain: float = Field(default=10.0, gt=0)
 
-    def build(self, tau_syn: float) -> Loss:
-        return Loss(self.name, tau_syn, self.desired, self.undesired, self.gain)
+    def build(self, tau_syn: float, membrane: bool = False) -> Loss:
+        return Loss(self.name, tau_syn, self.desired, self.undesired, self.gain, membrane)
 
 
 class ReadoutSection(_Section):
@@ -288,6 +288,8 @@ class Recipe(_Section):
             raise ValueError("rule mlf needs several thresholds; set network.levels, as in levels = [1.6, 2.6]")
         if self.loss.name == "squared_error" and self.network.output != "membrane":
             raise ValueError('loss squared_error reads the last membrane; set network.output = "membrane"')
+        if self.loss.name in ("kernel", "count") and self.network.output == "membrane":
+            raise ValueError(f'loss {self.loss.name} reads spikes; set loss.name = "rate_cross_entropy"')
         if (self.readout_kind == "membrane") != (self.network.output == "membrane"):
             raise ValueError('readout.kind = "membrane" and network.output = "membrane" go together')
         return self

@@ -87,7 +87,7 @@ class _Training:
         self.recipe, self.data, self.processes = recipe, data, processes
         self.settings = settings = recipe.training
         self.encoder = recipe.build_encoder()
-        self.loss = recipe.loss.build(recipe.network.tau_syn)
+        self.loss = recipe.loss.build(recipe.network.tau_syn, recipe.network.output == "membrane")
         self.augment = Augmentation(settings.shift_pixels, settings.flip, settings.rotate_degrees, settings.scale)
         self.images, self.labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
         self.batches = -(-len(self.labels) // settings.batch_size)

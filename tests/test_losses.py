@@ -186,3 +186,11 @@ def test_a_loss_keeps_the_type_and_falls_along_its_gradient(name: LossName, dtyp
     found = gradient(before, output)
     assert before.dtype == found.dtype == dtype
     assert float(loss(output.detach() - 1e-3 * found, LABELS)) < float(before.detach())
+
+
+def test_the_mean_output_of_an_integrator_is_its_last_membrane_over_the_steps() -> None:
+    currents = torch.tensor([[[1.0, 0.0]], [[0.5, 2.0]], [[3.0, 1.0]]], dtype=torch.float64)
+    labels = torch.tensor([1])
+    of_membranes = Loss("rate_cross_entropy", gain=2.0, membrane=True)(currents.cumsum(dim=0), labels)
+    of_currents = Loss("rate_cross_entropy", gain=2.0)(currents, labels)
+    torch.testing.assert_close(of_membranes, of_currents)
