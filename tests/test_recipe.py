@@ -431,6 +431,8 @@ def test_a_wrong_value_of_a_rule_is_named(lines: str, where: str) -> None:
             {"network": {"output": "membrane"}, "loss": {"name": "squared_error"}, "readout": {"kind": "count"}},
             'readout.kind = "membrane" and network.output = "membrane" go together',
         ),
+        ({"network": {"output": "membrane"}}, 'loss kernel reads spikes; set loss.name = "rate_cross_entropy"'),
+        ({"network": {"output": "membrane"}, "loss": {"name": "count"}}, "loss count reads spikes"),
         ({"network": {"levels": [1.6, 1.6]}}, "network: levels must rise"),
         ({"network": {"levels": [2.6, 1.6]}}, "network: levels must rise"),
         ({"network": {"levels": [0.5]}}, "all above threshold = 1.0"),
