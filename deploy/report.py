@@ -176,7 +176,8 @@ def decision(summary: Summary) -> str:
 
 def rule_name(summary: Summary) -> str:
     """The learning rule as the page names it; a rule known from an abstract only is called a reconstruction."""
-    return f"{summary.training.rule.upper()}{' (reconstructed)' if summary.training.reconstruction else ''}"
+    training = summary.training
+    return training.rule_title or f"{training.rule.upper()}{' (reconstructed)' if training.reconstruction else ''}"
 
 
 def constants_of(cost: Cost) -> str:

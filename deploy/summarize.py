@@ -65,14 +65,15 @@ def summarize(folder: RunFolder) -> Summary:
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, decided), 1)
     verified = folder.result("verify")
-    training = folder.result("train")
+    training, rule = folder.result("train"), recipe.rule.build()
     return Summary(
         spikeport_version=version("spikeport"),
         name=recipe.name,
         recipe=folder.recipe_text,
         training=Training(
             rule=recipe.rule.name,
-            reconstruction="reconstructed" in recipe.rule.build().title,
+            rule_title=rule.title,
+            reconstruction="reconstructed" in rule.title,
             architecture=recipe.network.architecture,
             steps=recipe.network.steps,
             epochs=recipe.training.epochs,

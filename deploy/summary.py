@@ -270,9 +270,10 @@ class GpuMeasurement(_Model):
 
 
 class Training(_Model):
-    """How the network was trained."""
+    """How the network was trained. rule_title: the rule by its full name, "reconstructed" said in it."""
 
     rule: str
+    rule_title: str = ""
     reconstruction: bool
     architecture: str
     steps: int
