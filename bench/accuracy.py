@@ -5,9 +5,9 @@
     .venv/bin/python bench/accuracy.py run mnist --set epochs=2    a try with another recipe, stored beside its run
 
 A run is a built-in recipe with a seed, through the whole pipeline: training (which goes on where an interrupted one
-stopped), export, quantisation, mapping, simulation on torch, the event simulator and Lava, timing, verification. What
-was measured is stored in `docs/results.json`, and `docs/results.md` is written from it. Selection is on the validation
-split; the test set is run once, at the end.
+stopped, and is not repeated where it is finished), export, quantisation, mapping, simulation on torch, the event
+simulator and Lava, timing, verification. What was measured is stored in `docs/results.json`, and `docs/results.md` is
+written from it. Selection is on the validation split; the test set is run once, at the end.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from spikeport.deploy.console import ConsoleProgress
 from spikeport.deploy.run_folder import RunFolder
-from spikeport.deploy.stages import run_all
+from spikeport.deploy.stages import run_trained, train_stage
 from spikeport.deploy.summary import Summary
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json, write_text
@@ -87,16 +87,24 @@ class Check:
 def run(recipe: str, seed: int, runs: Path, results: Path, edits: dict[str, str]) -> dict[str, Any]:
     """A recipe with a seed through the whole pipeline; the stored result."""
     text = edited(recipe, {"seed": str(seed)} | edits)
-    folder = RunFolder.create(runs / f"{recipe}-{seed}", text)
-    console = Console()
-    summary = run_all(folder, ConsoleProgress(console))
-    if summary is None:
+    place = runs / f"{recipe}-{seed}"
+    trained = is_trained(place, text)
+    folder, progress = RunFolder.create(place, text), ConsoleProgress(Console())
+    if not trained and train_stage(folder, progress) is None:
         raise SpikeportError("another process of torchrun writes the result.")
+    summary = run_trained(folder, progress)
     result = measured(summary, folder, recipe, seed, edits)
     stored = stored_results(results)
     stored[f"{recipe} {seed}"] = result
     write_json(results, dict(sorted(stored.items())))
     return result
+
+
+def is_trained(place: Path, text: str) -> bool:
+    """True where a run folder holds the finished training of this very recipe, as `spikeport train` leaves it."""
+    folder = RunFolder(place)
+    finished = folder.checkpoint_file.is_file() and folder.result_file("train").is_file()
+    return finished and not folder.state_file.is_file() and folder.recipe_text == text
 
 
 def edited(recipe: str, edits: dict[str, str]) -> str:

@@ -352,8 +352,11 @@ def run_all(
     Under torchrun all processes train, and the first one alone goes on from there; the others return None.
     """
     trained = train_stage(folder, progress, restart=restart, tensorboard=tensorboard, save_every_s=save_every_s)
-    if trained is None:
-        return None
+    return None if trained is None else run_trained(folder, progress)
+
+
+def run_trained(folder: RunFolder, progress: Progress) -> Summary:
+    """Every stage after training."""
     export_stage(folder, progress)
     quantize_stage(folder, progress)
     map_stage(folder, progress)
