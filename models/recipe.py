@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from spikeport.models.cuba_lif import CubaLIF
@@ -22,6 +22,10 @@ from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""TOML has lists; a section that does not change holds tuples."""
 
 
 class DataSection(_Section):
@@ -55,7 +59,7 @@ class NetworkSection(_Section):
     tau_mem: float = Field(ge=1)
     tau_syn: float = Field(ge=1)
     threshold: float = Field(default=1.0, gt=0)
-    levels: tuple[float, ...] = ()
+    levels: Annotated[tuple[float, ...], FROM_LIST] = ()
     reset: Literal["zero", "subtract"] = "zero"
     leak: bool = True
     dt: float = Field(default=1e-3, gt=0)
@@ -67,13 +71,6 @@ class NetworkSection(_Section):
     pool_threshold: float = Field(default=0.75, gt=0)
     output: Literal["spikes", "membrane"] = "spikes"
     weight_scale: float = Field(default=1.0, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _levels_as_tuple(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("levels"), list):
-            return values | {"levels": tuple(values["levels"])}
-        return values
 
     @model_validator(mode="after")
     def _levels_rise(self) -> "NetworkSection":
@@ -209,7 +206,7 @@ class TrainingSection(_Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["cosine", "constant", "milestones"] = "cosine"
-    milestones: tuple[int, ...] = ()
+    milestones: Annotated[tuple[int, ...], FROM_LIST] = ()
     decay: float = Field(default=0.1, gt=0, le=1)
     clip_norm: float = Field(default=1.0, gt=0)
     weight_limit: float | None = Field(default=None, gt=0)
@@ -222,13 +219,6 @@ class TrainingSection(_Section):
     flip: bool = False
     rotate_degrees: float = Field(default=0.0, ge=0, le=180)
     scale: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _milestones_as_tuple(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("milestones"), list):
-            return values | {"milestones": tuple(values["milestones"])}
-        return values
 
 
 class QuantizationSection(_Section):
