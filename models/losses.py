@@ -16,7 +16,7 @@ class Loss:
     """A loss, summed over the batch; the settings that another loss reads are ignored.
 
     tau_syn: time constant of `kernel`'s filter in steps. desired, undesired: spike counts of `count`. gain: factor on
-    the mean output before the softmax of `rate_cross_entropy`, and on nothing else. membrane: the output is that of
+    the mean output before the softmax of `rate_cross_entropy`. membrane: the output is that of
     neurons that integrate, whose mean input a step is the last membrane over the number of steps.
     """
 

@@ -1,11 +1,21 @@
-"""One neuron's window by a learning rule, as lists of numbers."""
+"""Windows by a learning rule: one neuron's as lists of numbers, random ones, and the threads that they run on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import pytest
 import torch
 
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.rules import Rule
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """For modules that import it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def gradient(

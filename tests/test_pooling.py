@@ -1,12 +1,13 @@
 """Sum pooling: torch's values and, where the compiled backward pass runs, torch's gradients bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from rule_windows import three_threads  # noqa: F401
 
 from spikeport.models.pooling import sum_pool
 from spikeport.models.rules import window_compiled
@@ -130,14 +131,6 @@ def test_no_image_at_all() -> None:
     assert found.shape == (0, 3, 4, 4)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert gradient.shape == x.shape
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("three_threads")

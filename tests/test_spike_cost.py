@@ -1,12 +1,12 @@
 """The cost of a spike: an error of every spike before the output, which training raises from nothing."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from graph_strategies import one_thread  # noqa: F401
 from network_examples import network, settled
 from rule_windows import input_gradient, random_window
 
@@ -29,15 +29,6 @@ CASES: dict[str, tuple[Rule, CubaLIF]] = {
     "rate_bp": (RateBP(), CubaLIF(3, 5, 1)),
 }
 EACH_RULE = pytest.mark.parametrize(("rule", "neuron"), CASES.values(), ids=CASES.keys())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- A rule ----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Training: repeatable, selected on validation, stopped by numbers that are not finite, kept in a checked file."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from graph_strategies import one_thread  # noqa: F401
 
 from spikeport.models import trainer
 from spikeport.models.checkpoint import Epoch, Trained
@@ -43,15 +44,6 @@ RECIPE = parse_recipe(
     """,
     "bars",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bars(n: int, seed: int) -> Split:

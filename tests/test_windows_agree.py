@@ -1,13 +1,13 @@
 """The compiled window against the eager one: the same spikes and, to float tolerance, the same dL/dx."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rule_windows import three_threads  # noqa: F401
 
 from spikeport.models.cuba_lif import CubaLIF, Window, filter_spikes, fire
 from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP, window_compiled
@@ -221,14 +221,6 @@ def test_the_levels_of_a_neuron_are_neurons_that_share_its_input(name: str, wide
 
 
 # --- Blocks and threads ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("three_threads")
