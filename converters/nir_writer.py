@@ -137,8 +137,9 @@ def _linear(network: SpikingNetwork, node: Node) -> nir.NIRNode:
             weight = _array(network, node.name, "weight")
             return nir.Affine(weight, _array(network, node.name, "bias")) if node.bias else nir.Linear(weight)
         case Pool():
-            kind = nir.AvgPool2d if node.average else nir.SumPool2d
-            return kind(np.array(node.kernel), np.array(node.stride), padding=np.array([0, 0]))
+            pooling = node.pooling
+            kind = nir.AvgPool2d if pooling.average else nir.SumPool2d
+            return kind(np.array(pooling.kernel), np.array(pooling.stride), padding=np.array([0, 0]))
         case Flatten():
             source = next(other for other in network.nodes if other.name == node.inputs[0])
             return nir.Flatten(input_type={"input": np.array(source.shape)}, start_dim=0, end_dim=-1)

@@ -29,6 +29,7 @@ from typing import Literal
 
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.errors import RecipeError
+from spikeport.models.pooling import Pooling
 from spikeport.models.recipe import NetworkSection
 
 Shape = tuple[int, ...]
@@ -83,11 +84,9 @@ class Norm(Node):
 
 @dataclass(frozen=True)
 class Pool(Node):
-    """Sum or average over windows of `kernel` (height, width) at steps of `stride`."""
+    """Sum or average over windows of an image."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    average: bool
+    pooling: Pooling
 
 
 @dataclass(frozen=True)
@@ -250,9 +249,8 @@ class _Builder:
         self.here = self._pooled(self._next("pool"), self.here, sides, sides, average=True)
 
     def _pooled(self, name: str, source: str, kernel: tuple[int, int], stride: tuple[int, int], average: bool) -> str:
-        channels, height, width = self.nodes[source].shape
-        shape = (channels, (height - kernel[0]) // stride[0] + 1, (width - kernel[1]) // stride[1] + 1)
-        return self._append(Pool(name, (source,), shape, kernel, stride, average))
+        pooling = Pooling(kernel, stride, average)
+        return self._append(Pool(name, (source,), pooling.shape(self.nodes[source].shape), pooling))
 
     def _convolution(self, part: str, channels: int, kernel: int, stride: int, padding: int, fires: bool) -> None:
         if len(self.shape) != 3:

@@ -58,7 +58,7 @@ class Encoder:
         match self.name:
             case "rate":
                 ticks = torch.arange(self.steps + 1, dtype=values.dtype, device=values.device)
-                counts = torch.floor(ticks.view(-1, *[1] * values.dim()) * values + 0.5)
+                counts = (ticks.view(-1, *[1] * values.dim()) * values).add_(0.5).floor_()
                 return counts[1:] - counts[:-1]
             case "graded":
                 level = 1.0 / ((1 << self.message_bits) - 1)

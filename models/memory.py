@@ -90,7 +90,7 @@ def _kept(network: SpikingNetwork, encoded: torch.Tensor, bfloat16: bool) -> lis
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast(encoded.device.type, torch.bfloat16, enabled=bfloat16),
     ):
-        for tensor in probe(encoded.clone()).values():
+        for tensor in probe(encoded.clone(), output_alone=True).values():
             count(tensor)
     return list(sizes.values())
 

@@ -5,7 +5,8 @@ in memory pixel by pixel, the channels of one pixel together (torch.channels_las
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,6 @@ from spikeport.models.architectures import (
 )
 from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
-from spikeport.models.pooling import sum_pool
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
 
@@ -104,6 +104,9 @@ class SpikingNetwork(nn.Module):
         self._spent: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for source, user in last_use.items():
             self._spent[user].append(source)
+        users = Counter(source for node in self.nodes for source in node.inputs)
+        pools = {node.inputs[0]: node for node in self.nodes if isinstance(node, Pool)}
+        self._pooled = {name: pool for name, pool in pools.items() if name in self.populations and users[name] == 1}
 
     @property
     def in_shape(self) -> Shape:
@@ -120,25 +123,35 @@ class SpikingNetwork(nn.Module):
         """Name of the last population."""
         return self.nodes[-1].name
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor, output_alone: bool = False) -> dict[str, torch.Tensor]:
         """Input spikes (steps, batch, *in_shape) -> spikes of every population (steps, batch, *shape), in order.
 
         An output population that integrates gives its membranes. Under a rule of rates only the output carries
-        gradients: those of its mean over time.
+        gradients: those of its mean over time. With `output_alone`, populations that are pooled next may be left out,
+        as their windows pool them on the way.
         """
         if isinstance(self.rule, RateBP) and torch.is_grad_enabled():
             return self._with_rate_gradients(x, self.rule)
-        return self._run(x, {})
+        return self._run(x, {}, self._pooled if output_alone else {})
 
-    def _run(self, x: torch.Tensor, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`masks` is filled with the dropout of this window."""
+    def _run(
+        self, x: torch.Tensor, masks: dict[str, torch.Tensor], pooled: Mapping[str, Pool]
+    ) -> dict[str, torch.Tensor]:
+        """`masks` is filled with the dropout of this window; `pooled`: pools that the windows of populations do."""
         steps = x.shape[0]
         constant = steps > 1 and x.stride(0) == 0  # the same frame at every step goes through the maps once
         values = {self.nodes[0].name: self._scaled(x[:1] if constant else x)}
         found: dict[str, torch.Tensor] = {}
         for node in self.nodes[1:]:
+            if node.name in values:
+                continue  # a pool that the window before it has done
             inputs = [values[name] for name in node.inputs]
-            if isinstance(node, Neurons):
+            if not isinstance(node, Neurons):
+                values[node.name] = self._linear(node, inputs, masks)
+            elif pool := pooled.get(node.name):
+                currents = _over_time(inputs[0], steps)
+                values[pool.name] = self._rule_of(node).pooled(currents, node.neuron, pool.pooling)
+            else:
                 currents = _over_time(inputs[0], steps)
                 if node.integrates:
                     # a sum over the window, and what the loss reads: never in a reduced precision
@@ -146,10 +159,7 @@ class SpikingNetwork(nn.Module):
                     out = integrate(currents.to(wide), node.neuron)
                 else:
                     out = self._rule_of(node)(currents, node.neuron)
-                found[node.name] = out
-            else:
-                out = self._linear(node, inputs, masks)
-            values[node.name] = out
+                values[node.name] = found[node.name] = out
             for name in self._spent[node.name]:
                 del values[name]
         return found
@@ -158,7 +168,7 @@ class SpikingNetwork(nn.Module):
         """One pass without gradients for the spikes, and one over mean rates, of (1, batch, ...), with them."""
         masks: dict[str, torch.Tensor] = {}
         with torch.no_grad():
-            found = self._run(x, masks)
+            found = self._run(x, masks, {})
         steps = x.shape[0]
         values = {self.nodes[0].name: self._scaled(x.mean(dim=0, keepdim=True))}
         for node in self.nodes[1:]:
@@ -195,10 +205,7 @@ class SpikingNetwork(nn.Module):
                 out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
                 return out.unflatten(0, first.shape[:2])
             case Pool():
-                folded = first.flatten(0, 1)
-                if node.average:
-                    return F.avg_pool2d(folded, node.kernel, node.stride).unflatten(0, first.shape[:2])
-                return sum_pool(folded, node.kernel, node.stride).unflatten(0, first.shape[:2])
+                return node.pooling(first)
             case Flatten():
                 return first.flatten(2)
             case Add():

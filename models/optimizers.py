@@ -21,5 +21,5 @@ def schedule(settings: TrainingSection, step: int, batches: int) -> float:
 def make_optimizer(settings: TrainingSection, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999))
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), fused=True)

@@ -160,7 +160,7 @@ class _Training:
 
         def forward() -> torch.Tensor:
             with torch.autocast(place.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-                output = self.network(encoded)[self.network.output]
+                output = self.network(encoded, output_alone=True)[self.network.output]
             return self.loss(output.float(), labels)
 
         self.network.train()

@@ -15,6 +15,7 @@ from network_examples import network, nodes
 from spikeport.models.architectures import NAMES, Add, Convolution, Dense, Dropout, Neurons, Pool
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.errors import RecipeError
+from spikeport.models.pooling import Pooling
 
 IMAGE = (1, 28, 28)
 COLOURS = (3, 32, 32)
@@ -176,14 +177,14 @@ def test_a_shape_is_what_the_layer_makes_or_the_layer_is_refused(
 def test_pooling_neurons_fire_on_the_average() -> None:
     found = nodes("4C3-P2-3", (1, 8, 8), 3, pool="neurons", pool_threshold=0.6, reset="subtract", levels=(2.0,))
     assert found["pool1"] == Neurons("pool1", ("pool1_average",), (4, 3, 3), CubaLIF(1.0, math.inf, 0.6, "subtract"))
-    assert found["pool1_average"] == Pool("pool1_average", ("conv1",), (4, 3, 3), (2, 2), (2, 2), average=True)
+    assert found["pool1_average"] == Pool("pool1_average", ("conv1",), (4, 3, 3), Pooling((2, 2), (2, 2), average=True))
 
 
 @pytest.mark.parametrize(("pool", "average"), [("sum", False), ("average", True)])
 def test_pooling_sums_or_averages(pool: str, average: bool) -> None:
     found = nodes("4C3-P2-A-3", (1, 8, 8), 3, pool=pool)
-    assert found["pool1"] == Pool("pool1", ("conv1",), (4, 3, 3), (2, 2), (2, 2), average)
-    assert found["pool2"] == Pool("pool2", ("pool1",), (4, 1, 1), (3, 3), (3, 3), average=True)
+    assert found["pool1"] == Pool("pool1", ("conv1",), (4, 3, 3), Pooling((2, 2), (2, 2), average))
+    assert found["pool2"] == Pool("pool2", ("pool1",), (4, 1, 1), Pooling((3, 3), (3, 3), average=True))
 
 
 def test_every_hidden_population_drops_out_and_no_other() -> None:
@@ -230,7 +231,10 @@ def test_the_early_order_adds_before_the_last_neurons() -> None:
     assert found["block2_add"] == ("block2_2_weight", "block2_skip_weight")
     assert found["block3_add"] == ("block3_2_weight", "block3_skip")  # as many channels: every second row and column
     assert nodes("R2-R2s2-3", (2, 8, 8), 3, block="early")["block2_skip"] == Pool(
-        "block2_skip", ("block1_2",), (2, 4, 4), (1, 1), (2, 2), average=False
+        "block2_skip",
+        ("block1_2",),
+        (2, 4, 4),
+        Pooling((1, 1), (2, 2)),
     )
 
 

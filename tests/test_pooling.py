@@ -1,141 +1,152 @@
-"""Sum pooling: torch's values and, where the compiled backward pass runs, torch's gradients bit for bit."""
-
-from collections.abc import Callable
+"""Pooling: torch's values, and a window that pools its own spikes gives what pooling them afterwards gives."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_windows import three_threads  # noqa: F401
+from network_examples import network, settled
+from rule_windows import random_window, three_threads  # noqa: F401
 
-from spikeport.models.pooling import sum_pool
-from spikeport.models.rules import window_compiled
+from spikeport.models.cuba_lif import CubaLIF
+from spikeport.models.pooling import Pooling
+from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP, window_compiled
 
 pytestmark = pytest.mark.oracle
 
-Pair = tuple[int, int]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+RULES: dict[str, tuple[Rule, CubaLIF]] = {
+    "csbp": (CSBP(), CubaLIF(3, 5, 0.6, "subtract")),
+    "csbp, spikes cost": (CSBP(spike_cost=0.3), CubaLIF(3, 5, 0.6)),
+    "tssl": (TSSL(), CubaLIF(3, 5, 0.6)),
+    "stbp": (STBP(), CubaLIF(2, 5, 0.6)),
+    "mlf": (MLF(), CubaLIF(2, 5, 0.6, levels=(1.2, 2.0))),
+    "spike_bp": (SpikeBP(), CubaLIF(1, 5, 0.6)),
+}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    """(steps, batch, channels, height, width), with the channels of a pixel side by side."""
+    return x.movedim(2, 4).contiguous().movedim(4, 2)
 
 
-LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "contiguous": lambda x: x.contiguous(),
+LAYOUTS = {
+    "contiguous": lambda x: x,
     "channels last": channels_last,
-    "every second column": lambda x: x.repeat_interleave(2, dim=3)[:, :, :, ::2],
-    "every second image, channels last": lambda x: channels_last(x.repeat_interleave(2, dim=0))[::2],
-    "rows and columns swapped": lambda x: channels_last(x.transpose(2, 3)).transpose(2, 3),
-    "one image for all": lambda x: x[:1].expand_as(x),
-    "one number for all": lambda x: x[:1, :1, :1, :1].expand_as(x),
+    "rows and columns swapped": lambda x: channels_last(x.transpose(3, 4)).transpose(3, 4),
 }
 
 
-def random(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def is_one_pass(pooled: torch.Tensor) -> bool:
+    """True where the window has pooled by itself."""
+    return "RuleWindow" in type(pooled.grad_fn).__name__
 
 
-def assert_as_torch(x: torch.Tensor, kernel: Pair, stride: Pair, seed: int, errors_layout: str) -> torch.Tensor:
-    """The pooled values, after both have been compared and their gradients too."""
+def assert_pools_as_afterwards(rule: Rule, neuron: CubaLIF, x: torch.Tensor, pooling: Pooling) -> None:
+    """The same pooled spikes, and the same dL/dx to the rounding of the type."""
     ours, theirs = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
-    found, expected = sum_pool(ours, kernel, stride), F.avg_pool2d(theirs, kernel, stride, divisor_override=1)
-    assert found.dtype == expected.dtype
+    found, expected = rule.pooled(ours, neuron, pooling), pooling(rule(theirs, neuron))
+    assert is_one_pass(found)
+    assert found.dtype == expected.dtype == x.dtype
+    assert expected.any()
     assert torch.equal(found, expected)
-    errors = LAYOUTS[errors_layout](random(seed, *expected.shape).to(x.dtype))
-    before = errors.clone()
+    errors = random_window(1, *expected.shape)[1].to(x.dtype)
     (gradient,) = torch.autograd.grad(found, ours, errors)
     (reference,) = torch.autograd.grad(expected, theirs, errors)
-    assert gradient.dtype == reference.dtype
-    assert torch.equal(gradient, reference)
-    assert torch.equal(errors, before)
-    return found
-
-
-def is_compiled(found: torch.Tensor) -> bool:
-    return "SumPool" in type(found.grad_fn).__name__
-
-
-PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+    rounding = 4 * torch.finfo(x.dtype).eps
+    torch.testing.assert_close(gradient, reference, rtol=rounding, atol=rounding)
 
 
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(4, 9), st.integers(4, 9)),
+    leading=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    size=st.tuples(st.integers(1, 5), st.integers(4, 9), st.integers(4, 9)),
     kernel=PAIRS,
-    stride=PAIRS | st.none(),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(list(LAYOUTS)),
-    errors_layout=st.sampled_from(list(LAYOUTS)),
-    seed=st.integers(0, 2**31),
+    stride=PAIRS,
+    average=st.booleans(),
 )
-def test_any_size_kernel_stride_type_and_layout(
-    shape: tuple[int, int, int, int],
-    kernel: Pair,
-    stride: Pair | None,
-    dtype: torch.dtype,
-    layout: str,
-    errors_layout: str,
-    seed: int,
+def test_pooling_is_torchs(
+    leading: list[int], size: tuple[int, int, int], kernel: tuple[int, int], stride: tuple[int, int], average: bool
 ) -> None:
-    x = LAYOUTS[layout]((3 * random(seed, *shape)).to(dtype))
-    assert_as_torch(x, kernel, stride or kernel, seed + 1, errors_layout)
+    x = random_window(0, *leading, *size)[0]
+    pooling = Pooling(kernel, stride, average)
+    expected = F.avg_pool2d(x.flatten(0, -4), kernel, stride, divisor_override=None if average else 1)
+    assert torch.equal(pooling(x), expected.unflatten(0, leading))
+    assert pooling.shape(x.shape) == pooling(x).shape
 
 
-@pytest.mark.parametrize("errors_layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("size", [(8, 6), (9, 7), (3, 2)], ids=str)  # rows and columns left over; one window
-def test_windows_side_by_side_in_channels_last_are_compiled(size: Pair, dtype: torch.dtype, errors_layout: str) -> None:
-    x = channels_last(random(0, 2, 5, *size).to(dtype))
-    found = assert_as_torch(x, (3, 2), (3, 2), 1, errors_layout)
-    assert is_compiled(found)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", RULES)
+def test_a_window_pools_its_own_spikes(name: str, dtype: torch.dtype, layout: str) -> None:
+    rule, neuron = RULES[name]
+    x = LAYOUTS[layout](random_window(0, 4, 3, 5, 6, 8, scale=1.0)[0].to(dtype))
+    for kernel in ((2, 2), (3, 2), (1, 8), (6, 1)):
+        for average in (False, True):
+            assert_pools_as_afterwards(rule, neuron, x, Pooling(kernel, kernel, average))
 
 
-def test_no_convolution_before_a_pool_has_to_reorder_its_errors() -> None:
-    x = channels_last(random(0, 2, 5, 7, 7)).requires_grad_()
-    (gradient,) = torch.autograd.grad(sum_pool(x, (2, 2), (2, 2)).sum(), x)
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(gradient[:, :, :6, :6], torch.ones(2, 5, 6, 6))
-    assert not gradient[:, :, 6].any()  # the row and the column that no window takes
-    assert not gradient[:, :, :, 6].any()
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("images", [1, 2, 37])
+@pytest.mark.parametrize("channels", [1, 16, 17])
+def test_windows_of_pools_are_not_torn_between_blocks(
+    images: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random_window(0, 3, images, channels, 4, 6, scale=1.0)[0]
+    for values in (1, 1000, 1_000_000):
+        monkeypatch.setattr(window_compiled, "BLOCK_VALUES", values)
+        assert_pools_as_afterwards(*RULES["csbp"], x, Pooling((2, 3), (2, 3)))
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype", "stride", "learns"),
+    ("rule", "dtype", "pooling"),
     [
-        ("contiguous", torch.float32, (2, 2), True),
-        ("channels last", torch.float16, (2, 2), True),
-        ("channels last", torch.float32, (1, 2), True),  # windows that overlap
-        ("channels last", torch.float32, (3, 2), True),  # and that leave gaps
-        ("channels last", torch.float32, (2, 2), False),
+        (CSBP(), torch.float32, Pooling((2, 2), (1, 2))),  # windows that overlap
+        (CSBP(), torch.float32, Pooling((2, 2), (3, 2))),  # that leave gaps
+        (CSBP(), torch.float32, Pooling((4, 2), (4, 2))),  # and a remainder
+        (CSBP(), torch.float16, Pooling((2, 2), (2, 2))),
+        (CSBP(eager=True), torch.float32, Pooling((2, 2), (2, 2))),
+        (RateBP(), torch.float32, Pooling((2, 2), (2, 2))),
     ],
 )
-def test_what_is_not_compiled_is_left_to_torch(layout: str, dtype: torch.dtype, stride: Pair, learns: bool) -> None:
-    x = LAYOUTS[layout](random(0, 2, 3, 8, 8).to(dtype)).requires_grad_(learns)
-    found = sum_pool(x, (2, 2), stride)
-    assert not is_compiled(found)
-    assert found.requires_grad == learns
-    assert torch.equal(found, F.avg_pool2d(x, 2, stride, divisor_override=1))
-
-
-def test_no_gradient_is_kept_where_none_is_wanted() -> None:
-    x = channels_last(random(0, 2, 3, 8, 8)).requires_grad_()
-    with torch.no_grad():
-        assert not sum_pool(x, (2, 2), (2, 2)).requires_grad
+def test_elsewhere_the_spikes_are_pooled_afterwards(rule: Rule, dtype: torch.dtype, pooling: Pooling) -> None:
+    x = random_window(0, 3, 2, 3, 6, 6)[0].to(dtype).requires_grad_()
+    found = rule.pooled(x, CubaLIF(), pooling)
+    assert not is_one_pass(found)
+    assert torch.equal(found, pooling(rule(x, CubaLIF())))
 
 
 def test_no_image_at_all() -> None:
-    x = channels_last(torch.zeros(0, 3, 8, 8)).requires_grad_()
-    found = sum_pool(x, (2, 2), (2, 2))
-    assert found.shape == (0, 3, 4, 4)
+    x = torch.zeros(3, 0, 2, 4, 4, requires_grad=True)
+    found = CSBP().pooled(x, CubaLIF(), Pooling((2, 2), (2, 2)))
+    assert found.shape == (3, 0, 2, 2, 2)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert gradient.shape == x.shape
 
 
-@pytest.mark.usefixtures("three_threads")
-@pytest.mark.parametrize("images", [1, 63, 64, 65, 300])
-def test_images_shared_among_threads(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_compiled, "BLOCK_VALUES", 1)
-    x = channels_last(random(0, images, 3, 5, 4))
-    assert is_compiled(assert_as_torch(x, (2, 2), (2, 2), 1, "channels last"))
+@pytest.mark.parametrize("pool", ["sum", "average", "neurons"])
+@pytest.mark.parametrize("rule", [STBP(), RateBP()], ids=str)
+def test_a_network_asked_for_its_output_alone_computes_the_same(rule: Rule, pool: str) -> None:
+    x = (random_window(0, 5, 3, 1, 14, 14)[0] > 0).double()
+    made = settled(network("4C3-P2-4C3-P2-7", (1, 14, 14), 7, threshold=0.1, rule=rule, pool=pool), x)
+    results = []
+    for alone in (False, True):
+        made.zero_grad()
+        found = made(x, output_alone=alone)
+        assert ("conv1" in found) is not (alone and not rule.rate_level)
+        output = found[made.output]
+        output.backward(random_window(1, *output.shape)[1])
+        results.append([output.detach(), *(weight.grad for weight in made.parameters() if weight.grad is not None)])
+    assert results[0][0].any()
+    assert len(results[0]) == 1 + len(list(made.parameters()))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+
+
+def test_spikes_that_others_read_too_are_not_pooled_away() -> None:
+    """A residual block's shortcut and its convolution both read the population before them."""
+    x = (random_window(0, 5, 3, 1, 8, 8)[0] > 0).double()
+    made = settled(network("4C3-R4s2-5", (1, 8, 8), 5, threshold=0.1, block="early"), x)
+    found, alone = made(x), made(x, output_alone=True)
+    assert found[made.output].any()
+    assert list(alone) == list(found)
+    assert torch.equal(found[made.output], alone[made.output])

@@ -187,10 +187,10 @@ def test_the_cost_rises_from_nothing_over_the_steps_of_training(monkeypatch: pyt
     costs = []
     forward = SpikingNetwork.forward
 
-    def watched(self: SpikingNetwork, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def watched(self: SpikingNetwork, x: torch.Tensor, output_alone: bool = False) -> dict[str, torch.Tensor]:
         if self.training and torch.is_grad_enabled() and x.shape[1] > 2:  # no probe of the memory
             costs.append(self.spike_cost)
-        return forward(self, x)
+        return forward(self, x, output_alone)
 
     monkeypatch.setattr(SpikingNetwork, "forward", watched)
     trained.__wrapped__(0.6)

@@ -408,7 +408,7 @@ def test_images_that_the_network_cannot_take_are_refused_before_the_first_step()
 
 
 def test_the_memory_of_a_step_grows_with_the_batch_alone() -> None:
-    """What is kept for the backward pass is at least the spikes of every population, once."""
+    """What is kept for the backward pass is at least the input sums of every population, once."""
     network, encoder = build_network(RECIPE, SHAPE, CLASSES), RECIPE.build_encoder()
     spikes = 4 * 4 * (4 * 4 * 4 + 3)  # bytes x steps x neurons
     few, more = (step_memory(network, encoder(torch.zeros(n, *SHAPE)), 3, False) for n in (2, 5))
@@ -419,7 +419,7 @@ def test_the_memory_of_a_step_grows_with_the_batch_alone() -> None:
 
 
 def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "available_memory", lambda device: 40_000)
+    monkeypatch.setattr(trainer, "available_memory", lambda device: 25_000)
     with pytest.raises(
         TrainingError, match=r"training\.batch_size = 16 takes about .* at most (\d+) should fit"
     ) as error:

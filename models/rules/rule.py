@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from spikeport.models.cuba_lif import CubaLIF, Window, filter_errors, filter_spikes, fire
+from spikeport.models.pooling import Pooling
 from spikeport.models.rules import window_compiled, window_triton
 
 
@@ -37,8 +38,18 @@ class Rule(ABC):
 
         x: weighted sums of input spikes. A multi-level neuron sends 0..K, the sum of its levels.
         """
-        spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self)
+        spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, None)
         return spikes
+
+    def pooled(self, x: torch.Tensor, neuron: CubaLIF, pooling: Pooling) -> torch.Tensor:
+        """Pooled spikes (steps, batch, channels, ...) of a window of images x (steps, batch, channels, height, width).
+
+        The same as pooling the spikes of the window; in one pass where that is compiled.
+        """
+        if _fused(x, self) is window_compiled and window_compiled.pools(x, pooling) and not self.rate_level:
+            spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, pooling)
+            return spikes
+        return pooling(self(x, neuron))
 
     @abstractmethod
     def current_errors(
@@ -59,10 +70,14 @@ class Rule(ABC):
 
 
 class _RuleWindow(torch.autograd.Function):
+    """With `pooling`, only where the compiled windows take it."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule) -> torch.Tensor:
-        ctx.neuron, ctx.rule = neuron, rule
+    def forward(ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule, pooling: Pooling | None) -> torch.Tensor:
+        ctx.neuron, ctx.rule, ctx.pooling = neuron, rule, pooling
         ctx.save_for_backward(x)
+        if pooling:
+            return window_compiled.forward(x, neuron, pooling)
         if fused := _fused(x, rule):
             return fused.forward(x, neuron)
         current = filter_spikes(x, neuron.tau_syn)
@@ -72,14 +87,15 @@ class _RuleWindow(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        if (fused := _fused(x, ctx.rule)) and not ctx.rule.rate_level:
-            return fused.backward(x, gradients[0], ctx.neuron, ctx.rule), None, None
-        errors = gradients[0]
-        if ctx.rule.spike_cost:  # in bfloat16 a small cost would be lost beside the error
-            errors = errors.to(torch.promote_types(errors.dtype, torch.float32)) + ctx.rule.spike_cost
-        return ctx.rule.input_errors(x, errors, ctx.neuron).to(x.dtype), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (x,), errors, neuron, rule = ctx.saved_tensors, gradients[0], ctx.neuron, ctx.rule
+        if ctx.pooling:
+            return window_compiled.backward(x, errors, neuron, rule, ctx.pooling), None, None, None
+        if (fused := _fused(x, rule)) and not rule.rate_level:
+            return fused.backward(x, errors, neuron, rule), None, None, None
+        if rule.spike_cost:  # in bfloat16 a small cost would be lost beside the error
+            errors = errors.to(torch.promote_types(errors.dtype, torch.float32)) + rule.spike_cost
+        return rule.input_errors(x, errors, neuron).to(x.dtype), None, None, None
 
 
 def _fused(x: torch.Tensor, rule: Rule) -> ModuleType | None:

@@ -4,10 +4,13 @@ Neurons are independent, so blocks of them that fit the cache run on as many thr
 reads x and writes the spikes; the backward pass reads x and dL/ds, simulates the block again, and writes dL/dx. Inputs
 are of any dense layout with the steps outermost, in float32, float64 or bfloat16 (computed in float32). Each loop over
 neurons holds selections instead of branches, so that it becomes vector instructions.
+
+Where spikes are pooled next, a window writes the pooled ones alone and takes the errors of these: what is not pooled
+never leaves the cache.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from spikeport.models.cuba_lif import CubaLIF
+from spikeport.models.pooling import Pooling
 
 if TYPE_CHECKING:
     from spikeport.models.rules.rule import Rule
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BLOCK_VALUES = 16384
 """Neurons times steps of a block: its arrays stay in the cache of a core."""
+CHANNELS_LAST = (0, 1, 3, 4, 2)
+"""Order in memory of (steps, batch, channels, height, width) that pooling needs."""
 
 # The loops below touch up to ten arrays; by default LLVM gives up on proving that they are apart beyond a few.
 llvmlite.binding.set_option("spikeport", "--runtime-memory-check-threshold=256")
@@ -43,39 +49,61 @@ def handles(x: torch.Tensor, rule: "Rule") -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPES and not rule.eager
 
 
-def forward(x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
-    """Spikes of a window, of x's shape (steps, batch, ...), type and layout."""
-    inputs, order = _flat(x)
-    spikes = _dense(x, order)
+def pools(x: torch.Tensor, pooling: Pooling) -> bool:
+    """True where a window of x can be pooled as it runs: images that pooling divides without overlap or remainder."""
+    return x.dim() == 5 and pooling.tiles(*x.shape[3:])
+
+
+def forward(x: torch.Tensor, neuron: CubaLIF, pooling: Pooling | None = None) -> torch.Tensor:
+    """Spikes of a window, of x's shape (steps, batch, ...), type and layout; pooled, (steps, batch, channels, ...)."""
+    dtype = _compute_type(x)
+    inputs, order = _flat(x, CHANNELS_LAST if pooling else None)
+    spikes = _dense(pooling.shape(x.shape) if pooling else x.shape, x.dtype, order)
     outputs, _ = _flat(spikes, order)
-    constants = _neuron_constants(neuron, _compute_type(x))
-    thresholds = np.asarray(neuron.thresholds, _compute_type(x))
+    constants = _neuron_constants(neuron, dtype)
+    thresholds = np.asarray(neuron.thresholds, dtype)
+    grid, divisor, row = _grid(x, pooling, dtype)
+    subtract = neuron.reset == "subtract"
 
     def work(start: int, stop: int) -> None:
-        _forward(inputs, start, stop, constants, thresholds, neuron.reset == "subtract", outputs)
+        _forward(inputs, start, stop, constants, thresholds, subtract, grid, divisor, outputs)
 
-    in_blocks(work, inputs.shape)
+    in_blocks(work, inputs.shape, row)
     return spikes
 
 
-def backward(x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule: "Rule") -> torch.Tensor:
-    """dL/dx of a window, from its inputs x and dL/ds, all (steps, batch, ...)."""
-    inputs, order = _flat(x)
-    errors, _ = _flat(spike_errors.to(x.dtype), order)
-    out = _dense(x, order)
-    outputs, _ = _flat(out, order)
+def backward(
+    x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, rule: "Rule", pooling: Pooling | None = None
+) -> torch.Tensor:
+    """dL/dx of a window, from its inputs x and dL/ds, of the pooled spikes where they are; all (steps, batch, ...)."""
     dtype = _compute_type(x)
+    inputs, order = _flat(x, CHANNELS_LAST if pooling else None)
+    errors, _ = _flat(spike_errors.to(x.dtype), order)
+    out = _dense(x.shape, x.dtype, order)
+    outputs, _ = _flat(out, order)
     constants = _neuron_constants(neuron, dtype)
     thresholds = np.asarray(neuron.thresholds, dtype)
     kind, switches, numbers = _settings(rule)
     settings = np.asarray(numbers, dtype)
-    subtract = neuron.reset == "subtract"
+    grid, divisor, row = _grid(x, pooling, dtype)
+    how = (neuron.reset == "subtract", kind, switches)
 
     def work(start: int, stop: int) -> None:
-        _backward(inputs, errors, start, stop, constants, thresholds, subtract, kind, switches, settings, outputs)
+        _backward(inputs, errors, start, stop, constants, thresholds, how, settings, grid, divisor, outputs)
 
-    in_blocks(work, inputs.shape)
+    in_blocks(work, inputs.shape, row)
     return out
+
+
+def _grid(x: torch.Tensor, pooling: Pooling | None, dtype: Any) -> tuple[tuple[int, int, int, int], np.ndarray, int]:
+    """Rows and columns of a pooling window, width and channels of the image; its divisor; neurons that go together.
+
+    All zero, 1 and 1 without pooling.
+    """
+    if pooling is None:
+        return (0, 0, 0, 0), np.ones(1, dtype), 1
+    channels, width = x.shape[2], x.shape[4]
+    return (*pooling.kernel, width, channels), np.full(1, pooling.divisor, dtype), pooling.kernel[0] * width * channels
 
 
 def _settings(rule: Any) -> tuple[int, tuple[int, int, int], tuple[float, float]]:
@@ -119,10 +147,10 @@ def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.nda
     return array, order
 
 
-def _dense(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
-    """An empty tensor of x's shape and type, dense in `order`, so that `_flat` gives its own memory and no copy."""
-    axes = sorted(range(x.dim()), key=order.__getitem__)
-    return torch.empty([x.shape[axis] for axis in order], dtype=x.dtype).permute(axes)
+def _dense(shape: Sequence[int], dtype: torch.dtype, order: tuple[int, ...]) -> torch.Tensor:
+    """An empty tensor, dense in `order`, so that `_flat` gives its own memory and no copy."""
+    axes = sorted(range(len(shape)), key=order.__getitem__)
+    return torch.empty([shape[axis] for axis in order], dtype=dtype).permute(axes)
 
 
 @cache
@@ -130,9 +158,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="window")
 
 
-def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...]) -> None:
+def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...], row: int = 1) -> None:
+    """Call `work` for blocks of all neurons, in whole rows of so many, on as many threads as torch uses.
+
+    shape: steps, neurons.
+    """
     steps, size = shape
-    block = max(64, BLOCK_VALUES // steps)
+    block = max(1, max(64, BLOCK_VALUES // steps) // row) * row
     threads = min(torch.get_num_threads(), -(-size // block))
     if threads <= 1:
         _run_span(work, 0, size, block)
@@ -228,18 +260,19 @@ def _exponential_of(y):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: ignore[no-untyped-def]
+def _forward(x, start, stop, constants, thresholds, subtract, grid, divisor, spikes):  # type: ignore[no-untyped-def]
     n, levels = stop - start, thresholds.shape[0]
     current_keep, gain, voltage_keep = constants[0], constants[1], constants[2]
     zero = gain - gain
     one = gain / gain
     kept = one if subtract else zero
     like = spikes[0, 0]
+    pooled = max(1, grid[0] * grid[1])
     u = np.zeros(n, constants.dtype)
     v = np.zeros((levels, n), constants.dtype)
     total = np.zeros(n, constants.dtype)
     for t in range(x.shape[0]):
-        inputs, outputs = x[t, start:stop], spikes[t, start:stop]
+        inputs, outputs = x[t, start:stop], spikes[t, start // pooled : stop // pooled]
         for i in range(n):
             u[i] = current_keep * u[i] + gain * widen(inputs[i])
         for level in range(levels):
@@ -249,18 +282,69 @@ def _forward(x, start, stop, constants, thresholds, subtract, spikes):  # type: 
                 fired = p > threshold
                 total[i] = below * total[i] + (one if fired else zero)
                 states[i] = kept * (p - threshold) if fired else p
-        for i in range(n):
-            outputs[i] = narrow(total[i], like)
+        if grid[0]:
+            _sum_windows(total, grid, divisor[0], like, outputs)
+        else:
+            for i in range(n):
+                outputs[i] = narrow(total[i], like)
+
+
+@jit
+def _sum_windows(total, grid, divisor, like, outputs):  # type: ignore[no-untyped-def]
+    """Spikes of whole rows of windows, in (rows, columns, channels), summed over each window, over `divisor`."""
+    down, right, width, channels = grid
+    length, cells = width * channels, width // right
+    row = np.empty(length, total.dtype)
+    for group in range(outputs.shape[0] // (cells * channels)):
+        start = group * down * length
+        for j in range(length):
+            row[j] = total[start + j]
+        for d in range(1, down):
+            for j in range(length):
+                row[j] += total[start + d * length + j]
+        for cell in range(cells):
+            sums = row[cell * right * channels : (cell * right + 1) * channels]
+            for r in range(1, right):
+                more = row[(cell * right + r) * channels : (cell * right + r + 1) * channels]
+                for c in range(channels):
+                    sums[c] += more[c]
+            place = (group * cells + cell) * channels
+            for c in range(channels):
+                outputs[place + c] = narrow(sums[c] / divisor, like)
+
+
+@jit
+def _spread(errors, grid, divisor, cost, e):  # type: ignore[no-untyped-def]
+    """The error of each window for all of its neurons, over `divisor`, and the cost of a spike."""
+    down, right, width, channels = grid
+    length, cells = width * channels, width // right
+    row = np.empty(length, e.dtype)
+    for group in range(errors.shape[0] // (cells * channels)):
+        for cell in range(cells):
+            place = (group * cells + cell) * channels
+            for r in range(right):
+                part = row[(cell * right + r) * channels : (cell * right + r + 1) * channels]
+                for c in range(channels):
+                    part[c] = widen(errors[place + c]) / divisor + cost
+        for d in range(down):
+            start = (group * down + d) * length
+            for j in range(length):
+                e[start + j] = row[j]
 
 
 # A loop over neurons inside a loop that runs back in time becomes vector instructions as a function of its own alone.
 
 
 @jit
-def _load(inputs, errors, state, current_keep, gain, cost, u, e):  # type: ignore[no-untyped-def]
+def _load(inputs, state, current_keep, gain, u):  # type: ignore[no-untyped-def]
     for i in range(inputs.shape[0]):
         state[i] = current_keep * state[i] + gain * widen(inputs[i])
         u[i] = state[i]
+
+
+@jit
+def _load_errors(errors, cost, e):  # type: ignore[no-untyped-def]
+    for i in range(errors.shape[0]):
         e[i] = widen(errors[i]) + cost
 
 
@@ -272,17 +356,24 @@ def _store(d, state, current_keep, gain, like, out):  # type: ignore[no-untyped-
 
 
 @jit
-def _backward(x, error, start, stop, constants, thresholds, subtract, kind, switches, settings, out):  # type: ignore[no-untyped-def]
+def _backward(x, error, start, stop, constants, thresholds, how, settings, grid, divisor, out):  # type: ignore[no-untyped-def]
     steps, n = x.shape[0], stop - start
+    subtract, kind, switches = how
     current_keep, gain, cost = constants[0], constants[1], settings[1]
     like = out[0, 0]
+    pooled = max(1, grid[0] * grid[1])
     u = np.empty((steps, n), constants.dtype)
     p = np.empty((steps, n), constants.dtype)
     e = np.empty((steps, n), constants.dtype)
     d = np.zeros((steps, n), constants.dtype)
     state = np.zeros(n, constants.dtype)
     for t in range(steps):
-        _load(x[t, start:stop], error[t, start:stop], state, current_keep, gain, cost, u[t], e[t])
+        _load(x[t, start:stop], state, current_keep, gain, u[t])
+        errors = error[t, start // pooled : stop // pooled]
+        if grid[0]:
+            _spread(errors, grid, divisor[0], cost, e[t])
+        else:
+            _load_errors(errors, cost, e[t])
     for level in range(thresholds.shape[0]):
         _membranes(u, constants, thresholds[level], subtract, p)
         if kind == CSBP:
