@@ -131,8 +131,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...]) -> None:
+    """work(start, stop) on blocks of the neurons of (steps, neurons) that fit the cache."""
     steps, size = shape
-    block = max(64, BLOCK_VALUES // steps)
+    in_spans(work, size, max(64, BLOCK_VALUES // steps))
+
+
+def in_spans(work: Callable[[int, int], None], size: int, block: int) -> None:
+    """work(start, stop) on all of 0..size, at most `block` at once, on as many threads as torch uses."""
     threads = min(torch.get_num_threads(), -(-size // block))
     if threads <= 1:
         _run_span(work, 0, size, block)
