@@ -1,9 +1,9 @@
 """Products of spikes with weights whose work is proportional to the spikes: dense layers and convolutions on the CPU.
 
 Most values that a population sends are zero. A product here lists those that are not, and adds to its sums one row of
-weights (or, for the gradient of the weights, of errors) for each of them. One loop does all of it, `_add_rows`: it holds
-a few vectors of sums in registers while it goes through a list. The tables it reads from are cut so that they stay in
-the first-level cache of a core. The gradient of the input is not sparse and is left to torch.
+weights (or, for the gradient of the weights, of errors) for each of them. One loop does all of it, `_add_rows`: it
+holds a few vectors of sums in registers while it goes through a list. The tables it reads from are cut so that they
+stay in the caches of a core. The gradient of the input is not sparse and is left to torch.
 """
 
 from typing import Any
@@ -27,39 +27,54 @@ MOST_VECTORS = 10
 """Vectors that a sum of rows holds in registers, of which there are 32 with AVX-512 (two sets up to five vectors)."""
 
 DTYPES = (torch.float32, torch.float64)
-DENSEST_CONVOLVED, DENSEST_MULTIPLIED = 0.45, 0.35
+
+DENSEST_CONVOLUTION, DENSEST_DENSE = (0.45, 0.3), (0.3, 0.22)
+"""Shares of values that are not zero up to which the product, and the gradient of its weights, are faster than torch's
+(float32, one thread with AVX-512; bench/spike_products.py). The gradient has the input to turn around first."""
+
 FEWEST_CHANNELS = 8
+"""A pixel with fewer has too few values to list."""
+
 LEAST_WORK = 2**23
+"""Multiplications of the dense product from which it is worth looking at the input."""
+
 COUNTED_VALUES = 2**16
-SAMPLES = 64
+
+SAMPLES = 128
+"""Samples at once: their sums fit the second-level cache."""
+
+SLACK = 4
+"""Entries behind the end of a list that may be read or written."""
 
 TABLE_BYTES = 40 * 1024
 """What a table may take of the first-level data cache (32 or 48 KiB in today's processors)."""
 
 
 def product(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """layer(x), where x is mostly zeros and the layer one that is handled here by work proportional to the rest.
+    """layer(x); where most of x is zero and the layer is one that is handled here, by work proportional to the rest.
 
     x: (n, features) for nn.Linear, (n, channels, height, width) for nn.Conv2d.
     """
-    if not handles(layer, x):
-        out: torch.Tensor = layer(x)
-        return out
-    density = _density(x.detach())
-    if isinstance(layer, nn.Conv2d):
-        if density > DENSEST_CONVOLVED:
-            return layer(x)  # type: ignore[no-any-return]
-        out = _Convolution.apply(x, layer.weight, layer.padding)
-        return out if layer.bias is None else out + layer.bias[:, None, None]
-    if density > DENSEST_MULTIPLIED:
-        return layer(x)  # type: ignore[no-any-return]
-    out = _Dense.apply(x, layer.weight)
-    return out if layer.bias is None else out + layer.bias
+    out: torch.Tensor
+    if handles(layer, x):
+        density = _density(x.detach())
+        densest, densest_gradient = DENSEST_CONVOLUTION if isinstance(layer, nn.Conv2d) else DENSEST_DENSE
+        if density <= densest:
+            sparse_gradient = density <= densest_gradient
+            match layer:
+                case nn.Conv2d(padding=padding, bias=bias):
+                    out = _Convolution.apply(x, layer.weight, padding, sparse_gradient)
+                    return out if bias is None else out + bias[:, None, None]
+                case nn.Linear(bias=bias):
+                    out = _Dense.apply(x, layer.weight, sparse_gradient)
+                    return out if bias is None else out + bias
+    out = layer(x)
+    return out
 
 
 def handles(layer: nn.Module, x: torch.Tensor) -> bool:
     """True where a layer can be run here, and is large enough that it is worth counting spikes."""
-    if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or layer._forward_hooks:
         return False
     match layer:
         case nn.Conv2d(stride=(1, 1), dilation=(1, 1), groups=1, padding_mode="zeros", padding=(int(), int())):
@@ -80,38 +95,49 @@ def _density(x: torch.Tensor) -> float:
     some = x[::every]
     if some.dim() == 4:
         some = some.permute(0, 2, 3, 1)
-    return _count(some.reshape(some.shape[0], -1).numpy()) / max(1, some.numel())
+    return _count(some.flatten(1).numpy()) / max(1, some.numel())
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, sparse_gradient: bool) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.sparse_gradient = sparse_gradient
         return _matrix_product(x.detach().contiguous(), weight.detach())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         x, weight = ctx.saved_tensors
         errors = gradients[0]
         of_input = errors @ weight if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return of_input, None
-        turned = x.new_empty((1, x.shape[1], x.shape[0]))
-        _turn(x.contiguous().numpy(), turned.numpy(), max(LANES, x.shape[0]))
-        of_weight = _matrix_product(turned[0], errors.t(), turned=True)
-        return of_input, of_weight
+            return of_input, None, None
+        return of_input, _dense_weight_gradient(x, errors) if ctx.sparse_gradient else errors.t() @ x, None
+
+
+def _dense_weight_gradient(x: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """errors^T x, of errors (n, outputs) and x (n, features)."""
+    samples, features = x.shape
+    # rows that begin at cache lines, an odd number of lines apart, so that they do not compete for the same places
+    apart = (-(-samples // LANES) | 1) * LANES
+    turned = x.new_empty((features, apart))
+    _turn(_flat(x), 0, features, samples, features, _flat(turned), 0, apart)
+    return _matrix_product(turned[:, :samples], errors.t(), turned=True)
 
 
 def _matrix_product(x: torch.Tensor, weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
     """x weight^T of x (n, features) and weight (outputs, features), or its transpose."""
     samples, features = x.shape
     outputs = weight.shape[0]
+    if not samples or not features:
+        return x.new_zeros((outputs, samples) if turned else (samples, outputs))
     lanes = LANES * _vectors(outputs)
     table = _blocks(weight, lanes)
     out = x.new_empty((outputs, samples) if turned else (samples, outputs))
     chunk = max(1, TABLE_BYTES // (lanes * x.element_size()))
-    arrays = x.numpy(), table.numpy(), chunk, out.numpy(), turned
+    rows = x.as_strided(((samples - 1) * x.stride(0) + features,), (1,)).numpy()
+    arrays = rows, x.stride(0), table.numpy(), chunk, out.numpy(), turned
 
     def work(start: int, stop: int) -> None:
         _multiply(*arrays, start, stop)
@@ -122,9 +148,11 @@ def _matrix_product(x: torch.Tensor, weight: torch.Tensor, *, turned: bool = Fal
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int], sparse_gradient: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding = padding
+        ctx.padding, ctx.sparse_gradient = padding, sparse_gradient
         outputs, channels, down, right = weight.shape
         lanes = LANES * _vectors(outputs)
         taps = weight.detach().permute(0, 2, 3, 1).reshape(outputs, down * right * channels)
@@ -141,16 +169,19 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        errors, of_input = gradients[0], None
-        if ctx.needs_input_grad[0]:
-            ones, mask = [1, 1], [True, False, False]
-            of_input = torch.ops.aten.convolution_backward(
-                errors, x, weight, None, ones, ctx.padding, ones, False, [0, 0], 1, mask
-            )[0]
-        of_weight = _weight_gradient(x, errors, weight, ctx.padding) if ctx.needs_input_grad[1] else None
-        return of_input, of_weight, None
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        found: list[torch.Tensor | None] = [None, None]
+        dense = [of_x, of_weight and not ctx.sparse_gradient, False]
+        if any(dense):
+            ones = [1, 1]
+            found[:] = torch.ops.aten.convolution_backward(
+                gradients[0], x, weight, None, ones, ctx.padding, ones, False, [0, 0], 1, dense
+            )[:2]
+        if of_weight and ctx.sparse_gradient:
+            found[1] = _weight_gradient(x, gradients[0], weight, ctx.padding)
+        return found[0], found[1], None, None
 
 
 def _weight_gradient(
@@ -189,11 +220,19 @@ def _blocks(weight: torch.Tensor, lanes: int) -> torch.Tensor:
     outputs, features = weight.shape
     made = torch.zeros if outputs % lanes else torch.empty
     table = made((-(-outputs // lanes), features, lanes), dtype=weight.dtype)
-    if weight.stride(0) == 1 and features > 1:
+    if weight.t().is_contiguous():
         _cut(weight.t().numpy(), table.numpy())
-    else:
-        _turn(weight.contiguous().numpy(), table.numpy(), lanes)
+        return table
+    rows, target = _flat(weight), _flat(table)
+    for first in range(0, outputs, lanes):
+        count = min(lanes, outputs - first)
+        _turn(rows, first * features, features, count, features, target, first * features, lanes)
     return table
+
+
+def _flat(x: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = x.detach().contiguous().view(-1).numpy()
+    return array
 
 
 def _pixels(x: torch.Tensor) -> np.ndarray:
@@ -202,7 +241,10 @@ def _pixels(x: torch.Tensor) -> np.ndarray:
     return array
 
 
-@intrinsic
+_written_out: Any = intrinsic  # its type says that the first parameter is given by the caller
+
+
+@_written_out
 def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stride, sums, at):  # type: ignore[no-untyped-def]
     """sums[at + i] += sum over e in first..last of values[e] table[offset + stride rows[e] + i], i < LANES vectors.
 
@@ -220,6 +262,7 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
         word, vector = ir.IntType(64), ir.VectorType(number, LANES)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         size = number.get_abi_size(context.target_data)
+        no_value, first_place = ir.Constant(number, 0.0), ir.Constant(word, 0)
 
         def pointer(base, index):  # type: ignore[no-untyped-def]
             return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
@@ -227,12 +270,14 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
         def plus(index, number):  # type: ignore[no-untyped-def]
             return builder.add(index, ir.Constant(word, number))
 
-        def added(entry, sums):  # type: ignore[no-untyped-def]
+        def added(entry, sums, inside=None):  # type: ignore[no-untyped-def]
             value = builder.load(builder.gep(data["values"], [entry]))
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            spread = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
             row = builder.sext(builder.load(builder.gep(data["rows"], [entry])), word)
             start = builder.add(builder.mul(row, stride), offset)
+            if inside is not None:
+                value, start = builder.select(inside, value, no_value), builder.select(inside, start, first_place)
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            spread = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
             found = []
             for i, total in enumerate(sums):
                 weights = builder.load(pointer(data["table"], plus(start, i * LANES)), align=size)
@@ -240,14 +285,14 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
                 found.append(builder.fadd(product, total, flags=("contract",)))
             return found
 
-        def loop(begin, step, sets):  # type: ignore[no-untyped-def]
-            """Entries in steps of `step` as long as a whole one is left; where it ended, and the sums."""
+        def loop(step, sets):  # type: ignore[no-untyped-def]
+            """Entries in steps of `step` as long as a whole one is left; where that ended, and the sums."""
             before = builder.block
             head, body, end = (builder.append_basic_block(name) for name in ("head", "body", "end"))
             builder.branch(head)
             builder.position_at_end(head)
             entry = builder.phi(word)
-            entry.add_incoming(begin, before)
+            entry.add_incoming(first, before)
             totals = []
             for each in sets:
                 totals.append([builder.phi(vector) for _ in each])
@@ -255,7 +300,7 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
                     phi.add_incoming(value, before)
             builder.cbranch(builder.icmp_signed("<=", plus(entry, step), last), body, end)
             builder.position_at_end(body)
-            found = [added(plus(entry, k), totals[k % len(sets)]) for k in range(step)]
+            found = [added(plus(entry, k), totals[k]) for k in range(step)]
             after = plus(entry, step)
             builder.branch(head)
             entry.add_incoming(after, builder.block)
@@ -275,14 +320,16 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
             sets = 4 if vectors <= 2 else 2 if vectors <= 5 else 1
             kept = [builder.load(place, align=size) for place in places]
             zeros = [ir.Constant(vector, [0.0] * LANES)] * vectors
-            entry, totals = loop(first, sets, [kept] + [zeros] * (sets - 1))
+            entry, totals = loop(sets, [kept] + [zeros] * (sets - 1))
+            # the entries left over, without a branch that would be guessed wrong half the time
+            for k in range(sets - 1):
+                rest = plus(entry, k)
+                totals[k] = added(rest, totals[k], builder.icmp_signed("<", rest, last))
             while len(totals) > 1:
                 half = len(totals) // 2
                 totals = [
                     [builder.fadd(a, b) for a, b in zip(totals[k], totals[k + half], strict=True)] for k in range(half)
                 ]
-            if sets > 1:
-                _, totals = loop(entry, 1, totals)
             for place, total in zip(places, totals[0], strict=True):
                 builder.store(total, place, align=size)
             builder.branch(done)
@@ -294,7 +341,7 @@ def _add_rows(typingctx, vectors, values, rows, first, last, table, offset, stri
     return signature, codegen
 
 
-@intrinsic
+@_written_out
 def _compress(typingctx, x, start, count, row, values, rows, at):  # type: ignore[no-untyped-def]
     """List those of x[start : start + count] that are not zero in values[at:], and their places, counted from `row`, in
     rows[at:]; where the list ends. Up to one place behind that end may be written.
@@ -304,9 +351,7 @@ def _compress(typingctx, x, start, count, row, values, rows, at):  # type: ignor
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         _, start, count, first_row, _, _, at = args
-        x, values, rows = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5)
-        )
+        x, values, rows = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 5))
         number, word, index = x.type.pointee, ir.IntType(64), ir.IntType(32)
         lanes = LANES if get_host_cpu_features().get("avx512f") else 1
         before = builder.block
@@ -328,7 +373,7 @@ def _compress(typingctx, x, start, count, row, values, rows, at):  # type: ignor
             kept = builder.zext(builder.fcmp_unordered("!=", value, ir.Constant(number, 0.0)), word)
         else:
             numbers, places = ir.VectorType(number, lanes), ir.VectorType(index, lanes)
-            bits, iota = ir.VectorType(ir.IntType(1), lanes), ir.Constant(places, list(range(lanes)))
+            iota = ir.Constant(places, list(range(lanes)))
 
             def spread(value):  # type: ignore[no-untyped-def]
                 one = builder.insert_element(ir.Constant(places, ir.Undefined), value, ir.Constant(index, 0))
@@ -347,9 +392,9 @@ def _compress(typingctx, x, start, count, row, values, rows, at):  # type: ignor
             align = ir.Constant(index, bytes_each)
             value = call(f"llvm.masked.load.v{lanes}f{width}.p0", numbers, source, align, inside, zeros)
             chosen = builder.fcmp_unordered("!=", value, zeros)
-            assert chosen.type == bits
+            places_found = builder.add(spread(place), iota)
             call(f"llvm.masked.compressstore.v{lanes}f{width}", ir.VoidType(), value, value_to, chosen)
-            call(f"llvm.masked.compressstore.v{lanes}i32", ir.VoidType(), builder.add(spread(place), iota), row_to, chosen)
+            call(f"llvm.masked.compressstore.v{lanes}i32", ir.VoidType(), places_found, row_to, chosen)
             kept = builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(lanes))), word)
         after = builder.add(done, ir.Constant(word, lanes))
         done.add_incoming(after, builder.block)
@@ -388,7 +433,7 @@ def _convolve(x, weights, padding, columns, out, start, stop):  # type: ignore[n
     blocks, lines, table_rows, lanes = weights.shape
     table = weights.reshape(weights.size)
     down, right = padding
-    values = np.empty(height * width * channels + 1, x.dtype)
+    values = np.empty(height * width * channels + SLACK, x.dtype)
     rows = np.empty(values.size, np.int32)
     starts = np.empty((height, width + 1), np.int64)
     sums = _aligned(out_height * out_width * lanes, x)
@@ -445,7 +490,7 @@ def _convolve_errors(x, errors, padding, sums, start, stop):  # type: ignore[no-
     packed = table.reshape((blocks, tall, wide, lanes))
     pixels = height * width
     turned = np.empty(channels * pixels, x.dtype)
-    values = np.empty(channels * pixels + 1, x.dtype)
+    values = np.empty(channels * pixels + SLACK, x.dtype)
     rows = np.empty(values.size, np.int32)
     starts = np.empty(channels + 1, np.int64)
     for n in range(start, stop):
@@ -475,14 +520,14 @@ def _convolve_errors(x, errors, padding, sums, start, stop):  # type: ignore[no-
 
 
 @jit
-def _multiply(x, weights, chunk, out, turned, start, stop):  # type: ignore[no-untyped-def]
-    """out (n, outputs), or (outputs, n), of samples start..stop; weights (blocks, features, lanes), read in chunks."""
-    features = x.shape[1]
-    blocks, _, lanes = weights.shape
+def _multiply(x, stride, weights, chunk, out, turned, start, stop):  # type: ignore[no-untyped-def]
+    """out (n, outputs), or (outputs, n), of samples start..stop, whose features begin at x[sample stride]; weights
+    (blocks, features, lanes), read in chunks of features."""
+    blocks, features, lanes = weights.shape
     table = weights.reshape(weights.size)
-    samples = stop - start
+    samples, outputs = stop - start, out.reshape(out.size)
     chunks = (features + chunk - 1) // chunk
-    values = np.empty(samples * features + 1, x.dtype)
+    values = np.empty(samples * features + SLACK, x.dtype)
     rows = np.empty(values.size, np.int32)
     starts = np.empty((samples, chunks + 1), np.int64)
     found = 0
@@ -490,7 +535,8 @@ def _multiply(x, weights, chunk, out, turned, start, stop):  # type: ignore[no-u
         for k in range(chunks):
             starts[n, k] = found
             first = k * chunk
-            found = _compress(x[start + n], first, min(features - first, chunk), first, values, rows, found)
+            count = min(features - first, chunk)
+            found = _compress(x, (start + n) * stride + first, count, first, values, rows, found)
         starts[n, chunks] = found
     sums = _aligned(samples * lanes, x)
     for block in range(blocks):
@@ -503,30 +549,58 @@ def _multiply(x, weights, chunk, out, turned, start, stop):  # type: ignore[no-u
         if turned:
             channel = block * lanes
             count = min(lanes, out.shape[0] - channel)
-            _turn_back(sums.reshape((samples, lanes)), out[channel : channel + count, start:stop])
+            _turn(sums, 0, lanes, samples, count, outputs, channel * out.shape[1] + start, out.shape[1])
         else:
             _unpack(sums, lanes, block * lanes, out[start:stop])
 
 
-@jit
-def _turn(source, target, lanes):  # type: ignore[no-untyped-def]
-    """Rows of source (rows, columns) as columns of target, `lanes` rows to a block (blocks, columns, lanes). In tiles,
-    of which every cache line is used whole."""
-    count, length = source.shape
-    for top in range(0, count, 16):
-        block, lane = top // lanes, top % lanes
-        for left in range(0, length, 64):
-            for row in range(top, min(top + 16, count)):
-                for column in range(left, min(left + 64, length)):
-                    target[block, column, lane + row - top] = source[row, column]
+@_written_out
+def _turn_tile(typingctx, source, at, stride, target, to, target_stride):  # type: ignore[no-untyped-def]
+    """`_turn` of LANES rows and columns, in registers."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _, at, stride, _, to, target_stride = args
+        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3))
+        number = context.get_data_type(signature.args[0].dtype)
+        vector, places = ir.VectorType(number, LANES), ir.VectorType(ir.IntType(32), LANES)
+        size = number.get_abi_size(context.target_data)
+
+        def pointer(base, first, step, i):  # type: ignore[no-untyped-def]
+            place = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
+            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+        found = [builder.load(pointer(source, at, stride, i), align=size) for i in range(LANES)]
+        # rows i and i + half interleaved, log2(LANES) times over, leave the columns
+        half = LANES // 2
+        orders = [[first + i // 2 + LANES * (i % 2) for i in range(LANES)] for first in (0, half)]
+        for _ in range(LANES.bit_length() - 1):
+            found = [
+                builder.shuffle_vector(found[i], found[i + half], ir.Constant(places, order))
+                for i in range(half)
+                for order in orders
+            ]
+        for i, column in enumerate(found):
+            builder.store(column, pointer(target, to, target_stride, i), align=size)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer, integer), codegen
 
 
 @jit
-def _turn_back(source, target):  # type: ignore[no-untyped-def]
-    """The columns of source (columns, rows) as rows of target (rows, columns), of which there may be fewer."""
-    for row in range(target.shape[0]):
-        for column in range(target.shape[1]):
-            target[row, column] = source[column, row]
+def _turn(source, at, stride, rows, columns, target, to, target_stride):  # type: ignore[no-untyped-def]
+    """The columns of source[at + row stride + column] as the rows of target[to + column target_stride + row]."""
+    block = 8 * LANES  # columns whose rows of the target are few enough pages to be looked up quickly
+    for first in range(0, columns, block):
+        for top in range(0, rows, LANES):
+            for left in range(first, min(first + block, columns), LANES):
+                begin, end = at + top * stride + left, to + left * target_stride + top
+                if top + LANES <= rows and left + LANES <= columns:
+                    _turn_tile(source, begin, stride, target, end, target_stride)
+                    continue
+                for row in range(min(LANES, rows - top)):
+                    for column in range(min(LANES, columns - left)):
+                        target[end + column * target_stride + row] = source[begin + row * stride + column]
 
 
 @jit
