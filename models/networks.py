@@ -31,6 +31,7 @@ from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
+from spikeport.models.spike_products import product
 
 __all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture"]
 
@@ -201,7 +202,9 @@ class SpikingNetwork(nn.Module):
         """The output of a node that is no population; all (steps, batch, ...)."""
         first = inputs[0]
         match node:
-            case Convolution() | Dense() | Norm():
+            case Convolution() | Dense():
+                return product(self.maps[node.name], first.flatten(0, 1)).unflatten(0, first.shape[:2])
+            case Norm():
                 out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
                 return out.unflatten(0, first.shape[:2])
             case Pool():

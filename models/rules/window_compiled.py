@@ -159,12 +159,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...], row: int = 1) -> None:
-    """Call `work` for blocks of all neurons, in whole rows of so many, on as many threads as torch uses.
-
-    shape: steps, neurons.
-    """
+    """work(start, stop) on blocks of the neurons of (steps, neurons) that fit the cache, in whole rows of so many."""
     steps, size = shape
-    block = max(1, max(64, BLOCK_VALUES // steps) // row) * row
+    in_spans(work, size, max(1, max(64, BLOCK_VALUES // steps) // row) * row)
+
+
+def in_spans(work: Callable[[int, int], None], size: int, block: int) -> None:
+    """work(start, stop) on all of 0..size, at most `block` at once, on as many threads as torch uses."""
     threads = min(torch.get_num_threads(), -(-size // block))
     if threads <= 1:
         _run_span(work, 0, size, block)
