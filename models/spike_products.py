@@ -28,7 +28,7 @@ MOST_VECTORS = 10
 
 DTYPES = (torch.float32, torch.float64)
 
-DENSEST_CONVOLUTION, DENSEST_DENSE = (0.45, 0.3), (0.3, 0.22)
+DENSEST_CONVOLUTION, DENSEST_DENSE = (0.4, 0.3), (0.25, 0.12)
 """Shares of values that are not zero up to which the product, and the gradient of its weights, are faster than torch's
 (float32, one thread with AVX-512; bench/spike_products.py). The gradient has the input to turn around first."""
 
