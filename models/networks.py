@@ -31,7 +31,7 @@ from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
-from spikeport.models.spike_products import product
+from spikeport.models.spike_convolution import convolve
 
 __all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture"]
 
@@ -202,9 +202,11 @@ class SpikingNetwork(nn.Module):
         """The output of a node that is no population; all (steps, batch, ...)."""
         first = inputs[0]
         match node:
-            case Convolution() | Dense():
-                return product(self.maps[node.name], first.flatten(0, 1)).unflatten(0, first.shape[:2])
-            case Norm():
+            case Convolution():
+                layer = self.maps[node.name]
+                assert isinstance(layer, nn.Conv2d)
+                return convolve(layer, first.flatten(0, 1)).unflatten(0, first.shape[:2])
+            case Dense() | Norm():
                 out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
                 return out.unflatten(0, first.shape[:2])
             case Pool():

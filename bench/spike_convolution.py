@@ -1,7 +1,7 @@
-"""Products of spikes with weights beside torch's, for the layers of the speed table's networks: from which share of
-values that are not zero `spikeport.models.spike_products` leaves a layer to torch.
+"""Convolutions of spikes beside torch's, for the layers of the speed table's networks: from which share of values that
+are not zero `spikeport.models.spike_convolution` leaves a layer to torch.
 
-    python bench/spike_products.py
+    python bench/spike_convolution.py
 
 Milliseconds of processor time on one thread in float32, each the best of alternating runs, so that other work on the
 machine counts little: the forward pass, and the gradient of the weights.
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import train_step
 
-from spikeport.models import spike_products
+from spikeport.models import spike_convolution
 from spikeport.models.memory import keep_freed_memory
 
 SAMPLES = 500
@@ -27,23 +27,21 @@ DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
 REPEATED = 12
 
 
-def layers() -> dict[tuple[int, ...], tuple[nn.Module, tuple[int, ...]]]:
+def layers() -> dict[tuple[int, ...], tuple[nn.Conv2d, tuple[int, ...]]]:
     """The layers that are handled, with the shapes of their inputs, by the shapes of their weights."""
-    found: dict[tuple[int, ...], tuple[nn.Module, tuple[int, ...]]] = {}
+    found: dict[tuple[int, ...], tuple[nn.Conv2d, tuple[int, ...]]] = {}
     for network in train_step.ARCHITECTURES:
         side = train_step.IMAGE[1]
         for layer in train_step.layers(network):
             side //= 2 if layer.pooled else 1
             if len(layer.weight) == 2:
-                made: nn.Module = nn.Linear(layer.weight[1], layer.weight[0], bias=False)
-                shape: tuple[int, ...] = (SAMPLES, layer.weight[1])
-            else:
-                outputs, channels, kernel, _ = layer.weight
-                made = nn.Conv2d(channels, outputs, kernel, padding=layer.padding, bias=False)
-                made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                shape = (SAMPLES, channels, side, side)
-                side += 2 * layer.padding - kernel + 1
-            if spike_products.handles(made, torch.empty(shape)):
+                continue
+            outputs, channels, kernel, _ = layer.weight
+            made = nn.Conv2d(channels, outputs, kernel, padding=layer.padding, bias=False)
+            made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            shape = (SAMPLES, channels, side, side)
+            side += 2 * layer.padding - kernel + 1
+            if spike_convolution.handles(made, torch.empty(shape)):
                 found[layer.weight] = made, shape
     return found
 
@@ -59,18 +57,16 @@ def best(runs: list[Callable[[], object]]) -> list[float]:
     return found
 
 
-def measure(layer: nn.Module, shape: tuple[int, ...], density: float) -> list[float]:
+def measure(layer: nn.Conv2d, shape: tuple[int, ...], density: float) -> list[float]:
     """Milliseconds: forward with torch and here, gradient of the weights with torch and here."""
-    x = (torch.rand(shape) < density).float()
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    outputs = [layer(x), spike_products.product(layer, x)]
+    x = (torch.rand(shape) < density).float().contiguous(memory_format=torch.channels_last)
+    outputs = [layer(x), spike_convolution.convolve(layer, x)]
     errors = torch.randn_like(outputs[0])
 
     def gradient(out: torch.Tensor) -> Callable[[], object]:
         return lambda: torch.autograd.grad(out, list(layer.parameters()), errors, retain_graph=True)
 
-    forward = [lambda: layer(x), lambda: spike_products.product(layer, x)]
+    forward = [lambda: layer(x), lambda: spike_convolution.convolve(layer, x)]
     return best([*forward, *map(gradient, outputs)])
 
 
@@ -78,7 +74,7 @@ def main() -> None:
     """Measure at every density, whatever the thresholds are."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    spike_products.DENSEST_CONVOLUTION = spike_products.DENSEST_DENSE = (1.0, 1.0)
+    spike_convolution.DENSEST = spike_convolution.DENSEST_GRADIENT = 1.0
     print(f"{'weights':>18} {'not zero':>8} {'torch':>8} {'here':>8} {'gradient: torch':>16} {'here':>8}")
     with keep_freed_memory(torch.device("cpu")):
         for weight, (layer, shape) in layers().items():

@@ -1,9 +1,9 @@
-"""Products of spikes with weights whose work is proportional to the spikes: dense layers and convolutions on the CPU.
+"""Convolutions of spikes on the CPU whose work is proportional to the spikes.
 
-Most values that a population sends are zero. A product here lists those that are not, and adds to its sums one row of
-weights (or, for the gradient of the weights, of errors) for each of them. One loop does all of it, `_add_rows`: it
-holds a few vectors of sums in registers while it goes through a list. The tables it reads from are cut so that they
-stay in the caches of a core. The gradient of the input is not sparse and is left to torch.
+Most values that a population sends are zero. A convolution here lists those that are not, and adds to its sums one row
+of weights (or, for the gradient of the weights, of errors) for each of them. One loop does all of it, `_add_rows`: it
+holds a few vectors of sums in registers while it goes through a list. The gradient of the input is not sparse and is
+left to torch; so are dense layers, where the lists cost what they save.
 """
 
 from typing import Any
@@ -28,15 +28,15 @@ MOST_VECTORS = 10
 
 DTYPES = (torch.float32, torch.float64)
 
-DENSEST_CONVOLUTION, DENSEST_DENSE = (0.4, 0.3), (0.25, 0.12)
-"""Shares of values that are not zero up to which the product, and the gradient of its weights, are faster than torch's
-(float32, one thread with AVX-512; bench/spike_products.py). The gradient has the input to turn around first."""
+DENSEST, DENSEST_GRADIENT = 0.4, 0.3
+"""Shares of values that are not zero up to which a convolution, and the gradient of its weights, are faster than
+torch's (float32, one thread with AVX-512; bench/spike_convolution.py)."""
 
 FEWEST_CHANNELS = 8
 """A pixel with fewer has too few values to list."""
 
 LEAST_WORK = 2**23
-"""Multiplications of the dense product from which it is worth looking at the input."""
+"""Multiplications of torch's convolution from which it is worth looking at the input."""
 
 COUNTED_VALUES = 2**16
 
@@ -46,104 +46,34 @@ SAMPLES = 128
 SLACK = 4
 """Entries behind the end of a list that may be read or written."""
 
-TABLE_BYTES = 40 * 1024
-"""What a table may take of the first-level data cache (32 or 48 KiB in today's processors)."""
 
-
-def product(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """layer(x); where most of x is zero and the layer is one that is handled here, by work proportional to the rest.
-
-    x: (n, features) for nn.Linear, (n, channels, height, width) for nn.Conv2d.
-    """
+def convolve(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """layer(x) of x (n, channels, height, width); by work proportional to the values that are not zero, where they are
+    few and the layer is one that is handled here."""
     out: torch.Tensor
-    if handles(layer, x):
-        density = _density(x.detach())
-        densest, densest_gradient = DENSEST_CONVOLUTION if isinstance(layer, nn.Conv2d) else DENSEST_DENSE
-        if density <= densest:
-            sparse_gradient = density <= densest_gradient
-            match layer:
-                case nn.Conv2d(padding=padding, bias=bias):
-                    out = _Convolution.apply(x, layer.weight, padding, sparse_gradient)
-                    return out if bias is None else out + bias[:, None, None]
-                case nn.Linear(bias=bias):
-                    out = _Dense.apply(x, layer.weight, sparse_gradient)
-                    return out if bias is None else out + bias
-    out = layer(x)
-    return out
+    if not handles(layer, x) or (density := _density(x.detach())) > DENSEST:
+        out = layer(x)
+        return out
+    out = _Convolution.apply(x, layer.weight, layer.padding, density <= DENSEST_GRADIENT)
+    return out if layer.bias is None else out + layer.bias[:, None, None]
 
 
-def handles(layer: nn.Module, x: torch.Tensor) -> bool:
+def handles(layer: nn.Conv2d, x: torch.Tensor) -> bool:
     """True where a layer can be run here, and is large enough that it is worth counting spikes."""
     if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or layer._forward_hooks:
         return False
-    match layer:
-        case nn.Conv2d(stride=(1, 1), dilation=(1, 1), groups=1, padding_mode="zeros", padding=(int(), int())):
-            # with few channels at a pixel the lists are too short
-            fits = layer.kernel_size[1] <= MOST_VECTORS and layer.in_channels >= FEWEST_CHANNELS
-            work = layer.weight.numel() * x.numel() // layer.in_channels
-        case nn.Linear():
-            fits = x.dim() == 2
-            work = layer.weight.numel() * x.shape[0]
-        case _:
-            return False
-    return fits and layer.weight.dtype == x.dtype and work >= LEAST_WORK
+    plain = (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+    fits = layer.kernel_size[1] <= MOST_VECTORS and layer.in_channels >= FEWEST_CHANNELS
+    work = layer.weight.numel() * x.numel() // layer.in_channels
+    whole = not isinstance(layer.padding, str)
+    return plain and whole and fits and layer.weight.dtype == x.dtype and work >= LEAST_WORK
 
 
 def _density(x: torch.Tensor) -> float:
     """The share of values that are not zero, of some of the samples."""
     every = max(1, x.numel() // COUNTED_VALUES)
-    some = x[::every]
-    if some.dim() == 4:
-        some = some.permute(0, 2, 3, 1)
+    some = x[::every].permute(0, 2, 3, 1)
     return _count(some.flatten(1).numpy()) / max(1, some.numel())
-
-
-class _Dense(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, sparse_gradient: bool) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.sparse_gradient = sparse_gradient
-        return _matrix_product(x.detach().contiguous(), weight.detach())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        errors = gradients[0]
-        of_input = errors @ weight if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return of_input, None, None
-        return of_input, _dense_weight_gradient(x, errors) if ctx.sparse_gradient else errors.t() @ x, None
-
-
-def _dense_weight_gradient(x: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
-    """errors^T x, of errors (n, outputs) and x (n, features)."""
-    samples, features = x.shape
-    # rows that begin at cache lines, an odd number of lines apart, so that they do not compete for the same places
-    apart = (-(-samples // LANES) | 1) * LANES
-    turned = x.new_empty((features, apart))
-    _turn(_flat(x), 0, features, samples, features, _flat(turned), 0, apart)
-    return _matrix_product(turned[:, :samples], errors.t(), turned=True)
-
-
-def _matrix_product(x: torch.Tensor, weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
-    """x weight^T of x (n, features) and weight (outputs, features), or its transpose."""
-    samples, features = x.shape
-    outputs = weight.shape[0]
-    if not samples or not features:
-        return x.new_zeros((outputs, samples) if turned else (samples, outputs))
-    lanes = LANES * _vectors(outputs)
-    table = _blocks(weight, lanes)
-    out = x.new_empty((outputs, samples) if turned else (samples, outputs))
-    chunk = max(1, TABLE_BYTES // (lanes * x.element_size()))
-    rows = x.as_strided(((samples - 1) * x.stride(0) + features,), (1,)).numpy()
-    arrays = rows, x.stride(0), table.numpy(), chunk, out.numpy(), turned
-
-    def work(start: int, stop: int) -> None:
-        _multiply(*arrays, start, stop)
-
-    in_spans(work, samples, SAMPLES)
-    return out
 
 
 class _Convolution(torch.autograd.Function):
@@ -218,21 +148,8 @@ def _vectors(outputs: int, columns: int = 1) -> int:
 def _blocks(weight: torch.Tensor, lanes: int) -> torch.Tensor:
     """Weights (outputs, features) as (blocks, features, lanes), with zeros for outputs that there are not."""
     outputs, features = weight.shape
-    made = torch.zeros if outputs % lanes else torch.empty
-    table = made((-(-outputs // lanes), features, lanes), dtype=weight.dtype)
-    if weight.t().is_contiguous():
-        _cut(weight.t().numpy(), table.numpy())
-        return table
-    rows, target = _flat(weight), _flat(table)
-    for first in range(0, outputs, lanes):
-        count = min(lanes, outputs - first)
-        _turn(rows, first * features, features, count, features, target, first * features, lanes)
-    return table
-
-
-def _flat(x: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = x.detach().contiguous().view(-1).numpy()
-    return array
+    padded = nn.functional.pad(weight, (0, 0, 0, -outputs % lanes))
+    return padded.view(-1, lanes, features).transpose(1, 2).contiguous()
 
 
 def _pixels(x: torch.Tensor) -> np.ndarray:
@@ -517,97 +434,3 @@ def _convolve_errors(x, errors, padding, sums, start, stop):  # type: ignore[no-
                     at = ((block * channels + c) * lines + line) * columns * lanes
                     vectors = columns * lanes // LANES
                     _add_rows(vectors, values, rows, starts[c], starts[c + 1], table, offset, lanes, totals, at)
-
-
-@jit
-def _multiply(x, stride, weights, chunk, out, turned, start, stop):  # type: ignore[no-untyped-def]
-    """out (n, outputs), or (outputs, n), of samples start..stop, whose features begin at x[sample stride]; weights
-    (blocks, features, lanes), read in chunks of features."""
-    blocks, features, lanes = weights.shape
-    table = weights.reshape(weights.size)
-    samples, outputs = stop - start, out.reshape(out.size)
-    chunks = (features + chunk - 1) // chunk
-    values = np.empty(samples * features + SLACK, x.dtype)
-    rows = np.empty(values.size, np.int32)
-    starts = np.empty((samples, chunks + 1), np.int64)
-    found = 0
-    for n in range(samples):
-        for k in range(chunks):
-            starts[n, k] = found
-            first = k * chunk
-            count = min(features - first, chunk)
-            found = _compress(x, (start + n) * stride + first, count, first, values, rows, found)
-        starts[n, chunks] = found
-    sums = _aligned(samples * lanes, x)
-    for block in range(blocks):
-        sums[:] = 0
-        offset = block * features * lanes
-        for k in range(chunks):
-            for n in range(samples):
-                first, last = starts[n, k], starts[n, k + 1]
-                _add_rows(lanes // LANES, values, rows, first, last, table, offset, lanes, sums, n * lanes)
-        if turned:
-            channel = block * lanes
-            count = min(lanes, out.shape[0] - channel)
-            _turn(sums, 0, lanes, samples, count, outputs, channel * out.shape[1] + start, out.shape[1])
-        else:
-            _unpack(sums, lanes, block * lanes, out[start:stop])
-
-
-@_written_out
-def _turn_tile(typingctx, source, at, stride, target, to, target_stride):  # type: ignore[no-untyped-def]
-    """`_turn` of LANES rows and columns, in registers."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        _, at, stride, _, to, target_stride = args
-        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3))
-        number = context.get_data_type(signature.args[0].dtype)
-        vector, places = ir.VectorType(number, LANES), ir.VectorType(ir.IntType(32), LANES)
-        size = number.get_abi_size(context.target_data)
-
-        def pointer(base, first, step, i):  # type: ignore[no-untyped-def]
-            place = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
-            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
-
-        found = [builder.load(pointer(source, at, stride, i), align=size) for i in range(LANES)]
-        # rows i and i + half interleaved, log2(LANES) times over, leave the columns
-        half = LANES // 2
-        orders = [[first + i // 2 + LANES * (i % 2) for i in range(LANES)] for first in (0, half)]
-        for _ in range(LANES.bit_length() - 1):
-            found = [
-                builder.shuffle_vector(found[i], found[i + half], ir.Constant(places, order))
-                for i in range(half)
-                for order in orders
-            ]
-        for i, column in enumerate(found):
-            builder.store(column, pointer(target, to, target_stride, i), align=size)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(source, integer, integer, target, integer, integer), codegen
-
-
-@jit
-def _turn(source, at, stride, rows, columns, target, to, target_stride):  # type: ignore[no-untyped-def]
-    """The columns of source[at + row stride + column] as the rows of target[to + column target_stride + row]."""
-    block = 8 * LANES  # columns whose rows of the target are few enough pages to be looked up quickly
-    for first in range(0, columns, block):
-        for top in range(0, rows, LANES):
-            for left in range(first, min(first + block, columns), LANES):
-                begin, end = at + top * stride + left, to + left * target_stride + top
-                if top + LANES <= rows and left + LANES <= columns:
-                    _turn_tile(source, begin, stride, target, end, target_stride)
-                    continue
-                for row in range(min(LANES, rows - top)):
-                    for column in range(min(LANES, columns - left)):
-                        target[end + column * target_stride + row] = source[begin + row * stride + column]
-
-
-@jit
-def _cut(source, target):  # type: ignore[no-untyped-def]
-    """Source (rows, columns) as blocks of columns (blocks, rows, columns of a block)."""
-    lanes = target.shape[2]
-    for block in range(target.shape[0]):
-        count = min(lanes, source.shape[1] - block * lanes)
-        for row in range(source.shape[0]):
-            _copy(source[row, block * lanes :], target[block, row], count)
