@@ -94,7 +94,7 @@ def write_bundle(graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: Pat
     """Write a bundle to `folder`, which appears complete or not at all; an older bundle there is replaced.
 
     Args:
-        graph: integers, hard reset, ds_offset 1.
+        graph: integers.
         inputs: by name of the event input, spikes (samples, steps, *shape).
 
     Raises:
@@ -185,7 +185,14 @@ def describe(
             for node in graph.inputs
         ],
         "populations": [
-            {"name": node.name, "shape": list(shapes[node.name]), "stage": node.stage} for node in graph.populations
+            {
+                "name": node.name,
+                "shape": list(shapes[node.name]),
+                "stage": node.stage,
+                "reset": node.neuron.reset,
+                "ds_offset": _integers(node).ds_offset,
+            }
+            for node in graph.populations
         ],
         "probed": None if graph.probed is None else graph.populations.index(graph.probed),
         "lines": list(lines.values()),
@@ -194,20 +201,14 @@ def describe(
     return description, network, stream
 
 
-def _check_population(population: Population) -> None:
-    neuron = population.neuron
-    if not isinstance(neuron, LoihiNeuron):
+def _integers(population: Population) -> LoihiNeuron:
+    if not isinstance(population.neuron, LoihiNeuron):
         raise BackendError(f"population {population.name!r} holds floats; Lava runs integers. Quantize the graph.")
-    if neuron.reset != "zero":
-        raise BackendError(
-            f"population {population.name!r} resets by subtraction, which Lava has no process for. "
-            "Train with reset 'zero', or use the torch or events backend."
-        )
-    if neuron.ds_offset != 1:
-        raise BackendError(
-            f"population {population.name!r} has ds_offset {neuron.ds_offset}; Lava's neuron has 1. "
-            "Quantize with ds_offset 1, or use the torch or events backend."
-        )
+    return population.neuron
+
+
+def _check_population(population: Population) -> None:
+    neuron = _integers(population)
     limits = {
         "du": (0, MAX_DECAY),
         "dv": (0, MAX_DECAY),

@@ -20,6 +20,7 @@ from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
 from spikeport.deploy.chip import Chip, load_chip
+from spikeport.deploy.explain import Recorder
 from spikeport.deploy.gpu_energy import measure_gpu_energy
 from spikeport.deploy.mapping import Mapping, map_network, placement_hops
 from spikeport.deploy.placement import Hops
@@ -34,7 +35,7 @@ from spikeport.deploy.trace import Trace, pack
 from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
 from spikeport.deploy.workload import count, prepare
 from spikeport.models.checkpoint import Epoch, Trained
-from spikeport.models.errors import BackendUnavailableError, SpikeportError
+from spikeport.models.errors import BackendError, BackendUnavailableError, SpikeportError
 from spikeport.models.evaluate import is_membrane, run_batches
 from spikeport.models.files import write_json
 from spikeport.models.networks import SpikingNetwork, build_network
@@ -193,26 +194,50 @@ def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
 
 def simulate_stage(folder: RunFolder, backend: str, progress: Progress) -> Trace:
     """Run the test set (a part of it on Lava) on one backend and store its trace."""
-    recipe, graph, inputs = folder.recipe, folder.graph, folder.test_inputs
     with _timed() as elapsed:
-        if backend in ("lava", "loihi2"):
-            samples = min(recipe.check.lava_samples, len(folder.data.test))
-            inputs = {name: array[:samples] for name, array in inputs.items()}
-        total = len(next(iter(inputs.values())))
-        with progress.task(f"simulate on {backend}", total, "samples") as advance:
-            trace = _run_backend(backend, graph, inputs, folder, advance)
+        samples = _samples(folder, backend)
+        with progress.task(f"simulate on {backend}", samples, "samples") as advance:
+            trace = run_backend(backend, folder.graph, folder, advance)
         if backend == "events":
             folder.forget_timings()
         trace.save(folder.trace_file(backend))
-    folder.write_result(f"simulate-{backend}", {"samples": total, "seconds": elapsed()})
-    progress.say(f"{backend}: {total:,} samples in {trace.seconds:.1f} s ({total / trace.seconds:,.0f} samples/s)")
+    folder.write_result(f"simulate-{backend}", {"samples": samples, "seconds": elapsed()})
+    progress.say(f"{backend}: {samples:,} samples in {trace.seconds:.1f} s ({samples / trace.seconds:,.0f} samples/s)")
     return trace
 
 
-def _run_backend(
-    backend: str, graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: RunFolder, advance: Callable[..., None]
-) -> Trace:
-    timeout = folder.recipe.check.lava_timeout_s
+def fetch_stage(folder: RunFolder, file: Path, progress: Progress) -> Trace:
+    """Take in the trace that a bundle of this folder left elsewhere, on Lava or on a board.
+
+    Raises SpikeportError where it is of another network or of other samples than the first ones of the test set.
+    """
+    trace = Trace.load(file, folder.graph)
+    if trace.backend not in ("lava", "loihi2"):
+        raise SpikeportError(f"{file} was made by {trace.backend!r}; --from takes what the runner of a bundle left.")
+    for name, array in folder.test_inputs.items():
+        part = array[: trace.samples]
+        events = pack(part.reshape(*part.shape[:2], -1) != 0)
+        if name not in trace.packed or not np.array_equal(trace.packed[name], events):
+            raise SpikeportError(
+                f"{file} was not made from the first {trace.samples:,} test samples of {folder.path}.\n"
+                "Run `spikeport bundle` again, and the new bundle."
+            )
+    trace.save(folder.trace_file(trace.backend))
+    folder.write_result(f"simulate-{trace.backend}", {"samples": trace.samples, "seconds": trace.seconds})
+    progress.say(f"took in {trace.samples:,} samples that {trace.backend} ran in {trace.seconds:.1f} s")
+    return trace
+
+
+def _samples(folder: RunFolder, backend: str) -> int:
+    """Test samples that a backend runs: on Lava and on a board so many as the recipe says."""
+    test = len(folder.data.test)
+    return min(folder.recipe.check.lava_samples, test) if backend in ("lava", "loihi2") else test
+
+
+def run_backend(backend: str, graph: ProcessGraph, folder: RunFolder, advance: Callable[..., None]) -> Trace:
+    """Run a network on the test samples of a run folder."""
+    timeout, samples = folder.recipe.check.lava_timeout_s, _samples(folder, backend)
+    inputs = {name: array[:samples] for name, array in folder.test_inputs.items()}
     match backend:
         case "torch":
             return torch_backend.run(graph, inputs, progress=advance)
@@ -297,7 +322,8 @@ def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison
         for backend in ("events", "lava", "loihi2"):
             if folder.trace_file(backend).is_file():
                 trace = folder.trace(backend)
-                comparisons.append(compare(graph, reference, trace, folder.test_inputs))
+                again = None, recorder(trace, graph, progress)
+                comparisons.append(compare(graph, reference, trace, graded_inputs(folder, graph), recorders=again))
                 if trace.synops:
                     synops += compare_synops(graph, trace, reference)
         if not comparisons:
@@ -310,15 +336,28 @@ def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison
             "seconds": elapsed(),
         },
     )
-    for comparison in comparisons:
-        progress.say(str(comparison))
-    if synops:
-        total, wrong = sum(check.counted for check in synops), sum(check.steps_that_differ > 0 for check in synops)
-        verdict = f"NOT equal in {wrong} of" if wrong else "equal in all"
-        progress.say(
-            f"synaptic operations: {total:,} counted; {verdict} {len(synops)} projections to the torch trace's"
-        )
     return comparisons, synops
+
+
+def graded_inputs(folder: RunFolder, graph: ProcessGraph) -> dict[str, np.ndarray] | None:
+    """The test set, where traces do not tell it: of a graded input they keep the events, not their payloads."""
+    return folder.test_inputs if any(node.message_bits > 1 for node in graph.event_inputs) else None
+
+
+def recorder(trace: Trace, graph: ProcessGraph, progress: Progress) -> Recorder | None:
+    """Runs a sample of a Lava trace again, with u and v of every neuron; None for the other backends."""
+    if trace.backend != "lava":
+        return None
+
+    def record(inputs: dict[str, np.ndarray]) -> Trace | None:
+        try:
+            with progress.task("run the sample on Lava again, for its states", 1):
+                return lava_backend.run(graph, inputs, record=True)
+        except BackendError as error:
+            progress.say(f"the states on Lava are not known: {error}")
+            return None
+
+    return record
 
 
 def report_stage(folder: RunFolder, progress: Progress) -> Summary:
@@ -332,11 +371,19 @@ def report_stage(folder: RunFolder, progress: Progress) -> Summary:
     return summary
 
 
-def bundle_stage(folder: RunFolder, samples: int) -> Path:
-    """Write the bundle for Lava or a Loihi host, with the first test samples as its stream."""
+def bundle_stage(folder: RunFolder, samples: int | None = None, out: Path | None = None) -> Path:
+    """Write the bundle for Lava or a Loihi host, with the first test samples as its stream.
+
+    Args:
+        samples: the recipe's `lava_samples` by default.
+        out: where to; DIR/bundle by default.
+    """
+    samples = _samples(folder, "lava") if samples is None else samples
+    if samples > len(folder.data.test):
+        raise SpikeportError(f"the test set has {len(folder.data.test):,} samples; {samples:,} were asked for.")
     inputs = {name: array[:samples] for name, array in folder.test_inputs.items()}
-    write_bundle(folder.graph, inputs, folder.bundle_folder)
-    return folder.bundle_folder
+    write_bundle(folder.graph, inputs, out or folder.bundle_folder)
+    return out or folder.bundle_folder
 
 
 def run_all(
@@ -372,5 +419,6 @@ def run_trained(folder: RunFolder, progress: Progress) -> Summary:
     except BackendUnavailableError as error:
         folder.write_result("simulate-lava", {"skipped": str(error), "seconds": 0.0})
         progress.say(f"Lava skipped: {error}")
-    verify_stage(folder, progress)
+    for comparison in verify_stage(folder, progress)[0]:
+        progress.say(str(comparison))
     return report_stage(folder, progress)
