@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -229,8 +230,6 @@ class Network:
         from lava.proc.dense.process import DelayDense, Dense
         from lava.proc.lif.process import LIFReset
 
-        if hardware:
-            refuse(bundle, arrays, record)
         self.results = Results(bundle["populations"], bundle["samples"], bundle["steps"])
         read = variables(bundle, record)
         Stream, Line, Neurons, Sink, Probe = define_processes(len(bundle["populations"]), len(read))
@@ -337,13 +336,11 @@ def variables(bundle, record):
     return read
 
 
-def refuse(bundle, arrays, record):
-    """Raise LavaError for what exists in the simulator alone, with everything that a board cannot do by name."""
+def simulator_only(bundle: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
+    """A line for each thing in a bundle that a board cannot do, by name."""
     lacking = []
     if bundle["probed"] is not None:
-        lacking.append("the decision is read from membranes")
-    if record:
-        lacking.append("--record reads u and v of every neuron")
+        lacking.append(f"the decision is read from membranes, of {bundle['populations'][bundle['probed']]['name']!r}")
     for index, entry in enumerate(bundle["populations"]):
         name = f"population {entry['name']!r}"
         if entry["reset"] == "subtract":
@@ -364,8 +361,7 @@ def refuse(bundle, arrays, record):
             lacking.append(f"projection {entry['name']!r} is a convolution with a delay")
         if entry["kind"] == "conv" and np.abs(arrays[f"synapse{index}.weight"]).max() > MAX_WEIGHT:
             lacking.append(f"projection {entry['name']!r} has more than 8 bits after its pool is folded in")
-    if lacking:
-        raise LavaError("this bundle is for the simulator:\n" + "\n".join(f"  - {line}." for line in lacking))
+    return lacking
 
 
 def connect(source, target):
@@ -409,6 +405,9 @@ def run(bundle_path, out, hardware=False, record=False, tied=False):
     if bundle.get("format") != FORMAT or bundle.get("version") != FORMAT_VERSION:
         raise LavaError(f"{bundle_path} is not a {FORMAT} of version {FORMAT_VERSION}.")
     arrays, stream = load(bundle_path / "network.npz"), load(bundle_path / "stream.npz")
+    lacking = simulator_only(bundle, arrays) + ["--record reads u and v of every neuron"] * record
+    if hardware and lacking:
+        raise LavaError("a board cannot run this:\n" + "\n".join(f"  - {line}." for line in lacking))
 
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2HwCfg, Loihi2SimCfg
