@@ -320,12 +320,12 @@ def verify(places: Sequence[str], graphs: Sequence[Path], json_file: Path | None
     if folder is not None and not names:
         if graphs:
             raise click.UsageError("--graph is for two traces: spikeport verify DIR A B --graph FILE.")
-        from spikeport.deploy.stages import verify_stage
+        from spikeport.deploy.verifying import verify_stage
 
         comparisons, synops = verify_stage(folder, progress)
         graph = folder.graph
     else:
-        from spikeport.deploy.pair import verify_pair
+        from spikeport.deploy.verifying import verify_pair
 
         pair = (names[0], names[1]) if len(names) == 2 else ("torch", names[0])
         compared, graph = verify_pair(folder, pair, graphs, progress)

@@ -7,7 +7,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from spikeport.converters.graph import ProcessGraph
-from spikeport.deploy.explain import Explanation, Place, Side
+from spikeport.deploy.explain import Explanation, Side
+from spikeport.deploy.replay import Place
 from spikeport.deploy.verify import Comparison, Divergence, SynopComparison
 
 STATE_ROWS = (

@@ -3,37 +3,32 @@
 Up to its first difference everything that flows into the differing population is the same in both traces, so the cause
 lies in that population or in a projection into it. Each side is held against its graph by `replay`, on its own spikes:
 
-- Where both follow their graphs, these differ, and what differs is named.
-- Where one does not, its backend computed something else: the known faults (`spikeport.deploy.faults`) are tried one
-  after another, and those are named that give exactly the spikes that it fired.
+- Where both follow their graphs, these differ, and what differs is named (`differences`).
+- Where one does not, its backend computed something else: known faults are tried one after another, and those are named
+  that give exactly the spikes that it fired (`suspects`).
 
 Where the states of both sides are known, the quantity that parts first (incoming current, u, v, spike, reset) tells in
 which term of the equations the cause lies.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
-from spikeport.converters.graph import LoihiNeuron, Population, ProcessGraph, Projection
-from spikeport.deploy.faults import Fault, faults, neuron_faults, weight_faults
-from spikeport.deploy.replay import Cell, States, replay, sent_spikes
+from spikeport.converters.graph import LoihiNeuron, ProcessGraph, Projection
+from spikeport.deploy.differences import differences
+from spikeport.deploy.faults import Cause
+from spikeport.deploy.replay import Cell, Place, States, replay, sent_spikes
+from spikeport.deploy.suspects import Scene, suspects
 from spikeport.deploy.trace import Trace
 
 MOST_INCOMING = 12
 """Incoming spikes listed; the largest ones."""
-SAMPLES_BEFORE, SAMPLES_TRIED = 4, 256
-"""Samples on which a fault must give the very spikes of a side: so many before the first difference, and in all."""
-MOST_STATES = 4_000_000
-"""Neuron-steps of the samples on which faults are tried, which bounds memory and time; at least one sample is taken."""
 Recorder = Callable[[dict[str, np.ndarray]], Trace | None]
 """Runs the inputs of one sample again on a side's backend; their trace with u and v, or None where that cannot be."""
-
-MOST_STREAMED_STEPS = 20_000
-"""Up to so many steps before the difference, a state that was not reset between samples is among the known faults."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +85,6 @@ class StateDifference:
 
 
 @dataclass(frozen=True)
-class Cause:
-    """where: a population or projection; what: a short name; backend: whose fault it is, empty where graphs differ."""
-
-    where: str
-    what: str
-    text: str
-    backend: str = ""
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
 class Explanation:
     """Why two traces part.
 
@@ -121,17 +103,6 @@ class Explanation:
     def __str__(self) -> str:
         texts = [str(cause) for cause in self.causes] or ([self.state.hint] if self.state else [])
         return "; ".join(texts)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Population, sample, step and flat neuron index; `membrane`: its last membrane differs, and no spike before."""
-
-    population: str
-    sample: int
-    step: int
-    neuron: int
-    membrane: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +245,7 @@ def explain(
     for graph, pair, recorder in zip(graphs, (traces, traces[::-1]), recorders, strict=True):
         view = _View.of(graph, pair, inputs, place)
         if view.follows is False:
-            guessed, fault = _guesses(view, pair[1], inputs)
+            guessed, fault = suspects(Scene(graph, *pair, inputs, place))
             view, alone = _with_states(view, pair[1], inputs, recorder)
             causes += [*guessed, *alone]
             if view.recorded is None and fault is not None:
@@ -406,198 +377,3 @@ def _quantity(
     if key == "membrane":
         return "v" if _number(first["v_before"], step, neuron) else "v, without a v before"
     return {"current": "incoming current", "u": "u", "spike": "spike", "v": "v after the reset"}[key]
-
-
-# ---- graphs that differ ----------------------------------------------------------------------------------------------
-
-
-def differences(first: ProcessGraph, second: ProcessGraph) -> list[Cause]:
-    """What differs between two graphs of the same populations, by population and what flows into it, in graph order."""
-    found: list[Cause] = []
-    for population in first.populations:
-        name = population.name
-        arms = [{p.name: p for p in graph.incoming(name)} for graph in (first, second)]
-        for key in {**arms[0], **arms[1]}:
-            here, there = arms[0].get(key), arms[1].get(key)
-            if here is None or there is None:
-                text = f"projection {key} into {name} is only in the {'first' if there is None else 'second'} network"
-                found.append(Cause(key, "lost projection", text))
-            else:
-                found += [Cause(key, what, f"{key}: {text}") for what, text in _projection_differences(here, there)]
-        neurons = _neuron_differences(population, second.population(name))
-        found += [Cause(name, what, f"{name}: {text}") for what, text in neurons]
-    return found
-
-
-def _projection_differences(first: Projection, second: Projection) -> Iterator[tuple[str, str]]:
-    if first.source != second.source:
-        yield "other source", f"it comes from {second.source} instead of {first.source}"
-        return
-    if first.recurrent != second.recurrent:
-        what, when = ("late branch", "late") if second.recurrent else ("early branch", "early")
-        yield what, f"its spikes arrive one step {when}"
-    if first.exponent != second.exponent:
-        yield "wrong exponent", f"the exponent is {second.exponent} instead of {first.exponent}"
-    here, there = first.operator, second.operator
-    shapes = here.weight.shape, there.weight.shape
-    if here.describe() != there.describe() or shapes[0] != shapes[1]:
-        changed = [key for key, value in here.describe().items() if there.describe().get(key) != value] or ["weights"]
-        yield "other geometry", f"the operators differ in {', '.join(changed)}"
-    elif not np.array_equal(here.weight, there.weight):
-        named = [(what, text) for what, text, weight in weight_faults(here) if np.array_equal(weight, there.weight)]
-        yield named[0] if named else _weights_that_differ(here.weight, there.weight)
-    elif any(not np.array_equal(getattr(here, key, 0), getattr(there, key, 0)) for key in ("source", "target")):
-        yield "other geometry", "the sparse operators join other pairs"
-
-
-def _weights_that_differ(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
-    for axis, kind in ((0, "rows (targets)"), (1, "columns (sources)")):
-        if first.ndim > axis and (order := _permutation(first.swapaxes(0, axis), second.swapaxes(0, axis))) is not None:
-            kind = {0: "output channels", 1: "input channels"}[axis] if first.ndim == 4 else kind
-            what = "permuted channels" if first.ndim == 4 else "permuted neurons"
-            moved = [f"{old} at {new}" for new, old in enumerate(order.tolist()) if new != old]
-            more = ", ..." if len(moved) > 4 else ""
-            return what, f"the {kind} are in another order: number {', '.join(moved[:4])}{more}"
-    places = np.argwhere(first != second)
-    at = tuple(int(i) for i in places[0])
-    values = f"{int(first[at])} became {int(second[at])}"
-    return "weights", f"{len(places):,} of {first.size:,} weights differ; the first at {list(at)}: {values}"
-
-
-def _permutation(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
-    """`order` with second[i] == first[order[i]] where the rows are those of the first in another order."""
-    rows = [np.ascontiguousarray(x, dtype=np.int64).reshape(len(x), -1) for x in (first, second)]
-    ranks = [np.lexsort(x.T[::-1]) for x in rows]
-    if not np.array_equal(rows[0][ranks[0]], rows[1][ranks[1]]):
-        return None
-    order = np.empty(len(first), np.int64)
-    order[ranks[1]] = ranks[0]
-    return order
-
-
-def _neuron_differences(first: Population, second: Population) -> Iterator[tuple[str, str]]:
-    here, there = first.neuron, second.neuron
-    assert isinstance(here, LoihiNeuron)
-    assert isinstance(there, LoihiNeuron)
-
-    def spread(neuron: LoihiNeuron, key: str) -> np.ndarray:
-        return np.broadcast_to(np.asarray(getattr(neuron, key)), first.shape).reshape(-1)
-
-    keys = ("du", "dv", "vth", "bias_mant", "bias_exp", "ds_offset")
-    unequal = {key for key in keys if not np.array_equal(spread(here, key), spread(there, key))}
-    unequal |= {"reset"} if here.reset != there.reset else set()
-    for what, text, faulty in neuron_faults(first):
-        same = all(np.array_equal(spread(faulty, key), spread(there, key)) for key in keys)
-        if unequal and same and faulty.reset == there.reset:
-            yield what, text
-            return
-    names = {"du": "current decay", "dv": "voltage decay", "vth": "threshold"}
-    for key in (*keys, "reset"):
-        if key not in unequal:
-            continue
-        if key == "reset":
-            yield "wrong reset", f"a spike resets the membrane by {there.reset!r} instead of {here.reset!r}"
-            continue
-        old, new = spread(here, key), spread(there, key)
-        at = np.flatnonzero(old != new)
-        lost = key == "bias_mant" and not new.any()
-        what = "lost bias" if lost else names.get(key, "other ds_offset" if key == "ds_offset" else "wrong bias")
-        text = "the bias is lost: " if lost else ""
-        text += f"{key} differs in {at.size:,} of {old.size:,} neurons; in neuron {at[0]} it is {new[at[0]]} instead "
-        yield what, f"{text}of {old[at[0]]}"
-
-
-# ---- backends that do not follow their graph -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Evidence:
-    """Samples of a side: what its sources sent, and what it fired and held. Arrays (samples, steps, n)."""
-
-    sent: dict[str, np.ndarray]
-    fired: np.ndarray
-    membranes: np.ndarray | None
-    steps: int
-
-    def fits(self, states: States) -> bool:
-        held = self.membranes is None or np.array_equal(states.v[:, -1], self.membranes)
-        return held and np.array_equal(states.spikes, self.fired)
-
-    def run(self, cell: Cell, keep_state: bool = False) -> States:
-        return replay(cell, self.sent, len(self.fired), self.steps, keep_state)
-
-
-def _guesses(view: _View, other: Trace, inputs: dict[str, np.ndarray] | None) -> tuple[list[Cause], Fault | None]:
-    """The known faults that give exactly what the side fired, and the first of the population's parameters or weights;
-    one cause that says so where there is none."""
-    place, backend = view.place, view.trace.backend
-    affordable = MOST_STATES // (view.graph.steps * view.cell.population.size)
-    count = max(1, min(SAMPLES_TRIED, affordable))
-    start = max(0, place.sample - min(SAMPLES_BEFORE, count - 1))
-    alone = _evidence(view, other, inputs, slice(place.sample, place.sample + 1))
-    several = _evidence(view, other, inputs, slice(start, min(start + count, view.trace.samples)))
-    right = several.run(view.cell)
-    wrong = int((right.spikes != several.fired).sum())
-    wrong += 0 if several.membranes is None else int((right.v[:, -1] != several.membranes).sum())
-    explains = f"this explains all {wrong:,} differences in {len(several.fired):,} samples"
-    tried, found, first = 0, [], None
-    for fault in _candidates(view, other, inputs, right, several):
-        tried += 1
-        if isinstance(fault, Fault):
-            if not (alone.fits(alone.run(fault.cell)) and several.fits(several.run(fault.cell))):
-                continue
-            where = f"{fault.where}: " if fault.where != place.population else ""
-            text = f"{backend} computes {place.population} as if {where}{fault.text}; {explains}"
-            found.append(Cause(fault.where, fault.what, text, backend))
-            first = first or fault
-        elif fault is not None:
-            found.append(fault)
-    if not found:
-        neurons = int((right.spikes != several.fired).any(axis=(0, 1)).sum())
-        text = (
-            f"{backend} does not compute {place.population} as its graph says: the same spikes arrive, {neurons:,} of "
-            f"{view.cell.population.size:,} neurons fire otherwise, and none of {tried} known faults gives that"
-        )
-        found.append(Cause(place.population, "unknown", text, backend))
-    return found, first
-
-
-def _evidence(view: _View, other: Trace, inputs: dict[str, np.ndarray] | None, samples: slice) -> _Evidence:
-    sources = {arm.projection.source for arm in view.cell.arms}
-    sent = sent_spikes(view.graph, sources, (view.trace, other), inputs, samples)
-    assert sent is not None
-    name = view.place.population
-    probed = view.graph.probed is not None and view.graph.probed.name == name
-    membranes = view.trace.membrane[samples] if probed and view.trace.membrane is not None else None
-    return _Evidence(sent, view.trace.spikes(name, samples), membranes, view.graph.steps)
-
-
-def _candidates(
-    view: _View, other: Trace, inputs: dict[str, np.ndarray] | None, right: States, several: _Evidence
-) -> Iterator[Fault | Cause | None]:
-    """Faults of the cell to be run; then causes found in the spikes as they are, or None where one does not apply."""
-    yield from faults(view.cell)
-    name, backend = view.place.population, view.trace.backend
-    for by, when in ((1, "late"), (-1, "early")):
-        fired = np.zeros_like(right.spikes)
-        if by > 0:
-            fired[:, 1:] = right.spikes[:, :-1]
-        else:
-            fired[:, :-1] = right.spikes[:, 1:]
-        text = f"the spikes of {name} are right, but {backend} gives them one step {when}"
-        same = several.membranes is None and np.array_equal(fired, several.fired)
-        yield Cause(name, "shifted spikes", text, backend) if same else None
-    rasters = [x.reshape(-1, x.shape[2]).T for x in (right.spikes, several.fired)]
-    order = _permutation(*rasters) if several.membranes is None else None
-    if order is not None:
-        moved = np.flatnonzero([not np.array_equal(*pair) for pair in zip(*rasters, strict=True)])
-        text = f"the spikes of {name} are right, but those of other neurons: in {backend} neuron {moved[0]} fires as "
-        yield Cause(name, "permuted neurons", f"{text}{order[moved[0]]} should, {moved.size} are moved", backend)
-    else:
-        yield None
-    end = min(view.place.sample + 1, view.trace.samples)
-    if end > 1 and end * view.graph.steps <= MOST_STREAMED_STEPS:
-        stream = _evidence(view, other, inputs, slice(0, end))
-        same = stream.fits(stream.run(view.cell, keep_state=True))
-        text = f"{backend} does not reset {name} between samples: its state is carried over from the one before"
-        yield Cause(name, "carried-over state", text, backend) if same else None

@@ -22,6 +22,19 @@ MOST_CHANNELS_PERMUTED = 4
 AXES = ("channel", "row", "column")
 
 
+@dataclass(frozen=True)
+class Cause:
+    """where: a population or projection; what: a short name; backend: whose fault it is, empty where graphs differ."""
+
+    where: str
+    what: str
+    text: str
+    backend: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, eq=False)
 class Fault:
     """A change of a cell. where: the population or projection; what: its short name; text: what it does."""

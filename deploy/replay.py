@@ -17,6 +17,17 @@ from spikeport.deploy.trace import Trace
 from spikeport.models.loihi_integers import THRESHOLD_SHIFT, IntegerState, integrate, shift_bias
 
 
+@dataclass(frozen=True)
+class Place:
+    """Population, sample, step and flat neuron index; `membrane`: its last membrane differs, and no spike before."""
+
+    population: str
+    sample: int
+    step: int
+    neuron: int
+    membrane: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Arm:
     """A projection into the population, and by how many sample steps its spikes lag: 0, or 1 where it is recurrent."""
@@ -120,7 +131,7 @@ def replay(cell: Cell, sent: dict[str, np.ndarray], samples: int, steps: int, ke
     nodes, projections, arrays = [Input("", (1,))], [], {"": np.zeros((*frame, 1), np.uint8)}
     for arm in cell.arms:
         projection = arm.projection
-        values = _lagging(sent[projection.source].reshape(*frame, -1), arm.lag)
+        values = lagging(sent[projection.source].reshape(*frame, -1), arm.lag)
         bits = max(1, int(values.max(initial=0)).bit_length())
         nodes.append(Input(projection.name, (values.shape[2],), bits))
         arrays[projection.name] = values
@@ -134,7 +145,7 @@ def replay(cell: Cell, sent: dict[str, np.ndarray], samples: int, steps: int, ke
         return array
 
     a, u, v = (flat(values[name]) for values in (run.currents, run.u, run.v))
-    u_before, v_before = (_lagging(x.reshape(*frame, -1), 1).reshape(x.shape) for x in (u, v))
+    u_before, v_before = (lagging(x.reshape(*frame, -1), 1).reshape(x.shape) for x in (u, v))
     return States(flat(run.spikes[name]), a, u, v, u_before, v_before, membrane(cell, u_before, v_before, a))
 
 
@@ -149,7 +160,7 @@ def membrane(cell: Cell, u_before: np.ndarray, v_before: np.ndarray, a: np.ndarr
     return array
 
 
-def _lagging(values: np.ndarray, lag: int) -> np.ndarray:
+def lagging(values: np.ndarray, lag: int) -> np.ndarray:
     """(samples, steps, n) moved later by `lag` steps, or earlier where it is negative; zeros come in."""
     moved = np.zeros_like(values)
     steps = values.shape[1]

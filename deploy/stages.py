@@ -18,9 +18,8 @@ from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
-from spikeport.deploy import event_simulator, lava_backend, torch_backend
+from spikeport.deploy.backends import run_backend, samples_on
 from spikeport.deploy.chip import Chip, load_chip
-from spikeport.deploy.explain import Recorder
 from spikeport.deploy.gpu_energy import measure_gpu_energy
 from spikeport.deploy.mapping import Mapping, map_network, placement_hops
 from spikeport.deploy.placement import Hops
@@ -32,17 +31,16 @@ from spikeport.deploy.summary import GpuMeasurement, Summary
 from spikeport.deploy.tensorboard import open_events
 from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, pack
-from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
+from spikeport.deploy.verifying import verify_stage
 from spikeport.deploy.workload import count, prepare
 from spikeport.models.checkpoint import Epoch, Trained
-from spikeport.models.errors import BackendError, BackendUnavailableError, SpikeportError
+from spikeport.models.errors import BackendUnavailableError, SpikeportError
 from spikeport.models.evaluate import is_membrane, run_batches
 from spikeport.models.files import write_json
 from spikeport.models.networks import SpikingNetwork, build_network
 from spikeport.models.processes import is_first_process
 from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train
 
-BACKENDS = ("torch", "events", "lava", "loihi2")
 EXPORT_CHECK_SAMPLES = 100
 MEMBRANE_TOLERANCE = 1e-9
 """Share of the largest membrane by which the same sum in another order may differ in float64."""
@@ -195,7 +193,7 @@ def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
 def simulate_stage(folder: RunFolder, backend: str, progress: Progress) -> Trace:
     """Run the test set (a part of it on Lava) on one backend and store its trace."""
     with _timed() as elapsed:
-        samples = _samples(folder, backend)
+        samples = samples_on(folder, backend)
         with progress.task(f"simulate on {backend}", samples, "samples") as advance:
             trace = run_backend(backend, folder.graph, folder, advance)
         if backend == "events":
@@ -226,28 +224,6 @@ def fetch_stage(folder: RunFolder, file: Path, progress: Progress) -> Trace:
     folder.write_result(f"simulate-{trace.backend}", {"samples": trace.samples, "seconds": trace.seconds})
     progress.say(f"took in {trace.samples:,} samples that {trace.backend} ran in {trace.seconds:.1f} s")
     return trace
-
-
-def _samples(folder: RunFolder, backend: str) -> int:
-    """Test samples that a backend runs: on Lava and on a board so many as the recipe says."""
-    test = len(folder.data.test)
-    return min(folder.recipe.check.lava_samples, test) if backend in ("lava", "loihi2") else test
-
-
-def run_backend(backend: str, graph: ProcessGraph, folder: RunFolder, advance: Callable[..., None]) -> Trace:
-    """Run a network on the test samples of a run folder."""
-    timeout, samples = folder.recipe.check.lava_timeout_s, _samples(folder, backend)
-    inputs = {name: array[:samples] for name, array in folder.test_inputs.items()}
-    match backend:
-        case "torch":
-            return torch_backend.run(graph, inputs, progress=advance)
-        case "events":
-            return event_simulator.run(graph, inputs, progress=advance)
-        case "lava":
-            return lava_backend.run(graph, inputs, folder.bundle_folder, timeout, progress=advance)
-        case "loihi2":
-            return lava_backend.run_loihi2(graph, inputs, folder.bundle_folder, timeout, progress=advance)
-    raise SpikeportError(f"unknown backend {backend!r}. Known: {', '.join(BACKENDS)}.")
 
 
 def map_stage(folder: RunFolder, progress: Progress) -> tuple[Mapping, Hops]:
@@ -314,52 +290,6 @@ def _waits(timing: Timing) -> str:
     return "of which " + ", ".join(f"{share:.0%} {cause}" for share, cause in shares[:3] if share >= 0.005)
 
 
-def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison], list[SynopComparison]]:
-    """Compare every stored trace with the torch integers, and the simulator's synaptic operations with the trace's."""
-    graph, reference = folder.graph, folder.trace("torch")
-    with _timed() as elapsed:
-        comparisons, synops = [], []
-        for backend in ("events", "lava", "loihi2"):
-            if folder.trace_file(backend).is_file():
-                trace = folder.trace(backend)
-                again = None, recorder(trace, graph, progress)
-                comparisons.append(compare(graph, reference, trace, graded_inputs(folder, graph), recorders=again))
-                if trace.synops:
-                    synops += compare_synops(graph, trace, reference)
-        if not comparisons:
-            raise SpikeportError("there is only the torch trace. Run `spikeport simulate --backend events` first.")
-    folder.write_result(
-        "verify",
-        {
-            "comparisons": [comparison.to_json() for comparison in comparisons],
-            "synops": [asdict(check) for check in synops],
-            "seconds": elapsed(),
-        },
-    )
-    return comparisons, synops
-
-
-def graded_inputs(folder: RunFolder, graph: ProcessGraph) -> dict[str, np.ndarray] | None:
-    """The test set, where traces do not tell it: of a graded input they keep the events, not their payloads."""
-    return folder.test_inputs if any(node.message_bits > 1 for node in graph.event_inputs) else None
-
-
-def recorder(trace: Trace, graph: ProcessGraph, progress: Progress) -> Recorder | None:
-    """Runs a sample of a Lava trace again, with u and v of every neuron; None for the other backends."""
-    if trace.backend != "lava":
-        return None
-
-    def record(inputs: dict[str, np.ndarray]) -> Trace | None:
-        try:
-            with progress.task("run the sample on Lava again, for its states", 1):
-                return lava_backend.run(graph, inputs, record=True)
-        except BackendError as error:
-            progress.say(f"the states on Lava are not known: {error}")
-            return None
-
-    return record
-
-
 def report_stage(folder: RunFolder, progress: Progress) -> Summary:
     """Write summary.json and report.html."""
     with _timed() as elapsed:
@@ -378,7 +308,7 @@ def bundle_stage(folder: RunFolder, samples: int | None = None, out: Path | None
         samples: the recipe's `lava_samples` by default.
         out: where to; DIR/bundle by default.
     """
-    samples = _samples(folder, "lava") if samples is None else samples
+    samples = samples_on(folder, "lava") if samples is None else samples
     if samples > len(folder.data.test):
         raise SpikeportError(f"the test set has {len(folder.data.test):,} samples; {samples:,} were asked for.")
     inputs = {name: array[:samples] for name, array in folder.test_inputs.items()}

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from spikeport.converters.graph import ProcessGraph
-from spikeport.deploy.explain import Explanation, Place, Recorder, explain
+from spikeport.deploy.explain import Explanation, Recorder, explain
+from spikeport.deploy.replay import Place
 from spikeport.deploy.timing import derived_synops
 from spikeport.deploy.trace import Trace, final_membrane
 from spikeport.models.errors import SpikeportError

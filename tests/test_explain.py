@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
 from spikeport.converters.operators import Conv2d, Dense, SumPool
 from spikeport.deploy import torch_backend
-from spikeport.deploy.explain import Explanation, differences
+from spikeport.deploy.differences import differences
+from spikeport.deploy.explain import Explanation
 from spikeport.deploy.replay import Cell, replay, sent_spikes
 from spikeport.deploy.trace import Trace
 from spikeport.deploy.verify import compare
@@ -284,7 +285,7 @@ def test_a_replay_on_its_own_spikes_is_what_a_population_did(graph: ProcessGraph
 
 
 @given(graphs(graded=False), st.integers(0, 2**32 - 1))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_the_incoming_spikes_make_the_incoming_current(graph: ProcessGraph, seed: int) -> None:
     """Of any neuron and step, on both sides; rounding of negative exponents aside."""
     assume(all(projection.exponent >= 0 for projection in graph.projections))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from spikeport.converters.graph import ProcessGraph, Readout
 from spikeport.deploy import event_simulator, torch_backend
 from spikeport.deploy.cli import main
-from spikeport.deploy.explain import Place
+from spikeport.deploy.replay import Place
 from spikeport.deploy.trace import Trace, decisions, pack
 from spikeport.deploy.verify import compare, compare_synops
 from spikeport.models.errors import SpikeportError
@@ -115,7 +115,7 @@ def test_equal_traces_have_no_difference() -> None:
 
 
 @given(graphs(), SEEDS)
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_one_flipped_bit_is_found(graph: ProcessGraph, seed: int) -> None:
     """Any population, sample, step and neuron, also the last bit before the padding."""
     inputs = random_inputs(graph, seed)
@@ -290,7 +290,7 @@ def test_membranes_that_differ_fail_the_command(monkeypatch: pytest.MonkeyPatch,
     for by, status in ((0, 0), (1, 1)):
         found = compare(PROBED, MEMBRANES, with_membranes(MEMBRANES, {(3, 3): by}))
         monkeypatch.setattr("spikeport.deploy.cli._open", lambda folder: SimpleNamespace(graph=PROBED))
-        monkeypatch.setattr("spikeport.deploy.stages.verify_stage", lambda *_, found=found: ([found], []))
+        monkeypatch.setattr("spikeport.deploy.verifying.verify_stage", lambda *_, found=found: ([found], []))
         assert main(["verify", str(tmp_path)]) == status
 
 

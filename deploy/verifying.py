@@ -1,20 +1,50 @@
-"""`spikeport verify A B`: which two traces, and of which networks, are compared.
+"""The stage `verify`: the stored traces of a run folder, or any two traces of one network or of two.
 
-A and B are names of backends in a run folder, or files of traces: stored ones, or results of a bundle that ran
-elsewhere. One network is compared on two backends, unless a network is named for each side.
+A and B of `spikeport verify A B` are names of backends in a run folder, or files of traces: stored ones, or results of
+a bundle that ran elsewhere. One network is compared on two backends, unless a network is named for each side.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from spikeport.converters.graph import ProcessGraph
+from spikeport.deploy import lava_backend
+from spikeport.deploy.backends import BACKENDS, run_backend
+from spikeport.deploy.explain import Recorder
 from spikeport.deploy.progress import Progress
 from spikeport.deploy.run_folder import RunFolder
-from spikeport.deploy.stages import BACKENDS, graded_inputs, recorder, run_backend
 from spikeport.deploy.trace import Trace
-from spikeport.deploy.verify import Comparison, compare
-from spikeport.models.errors import SpikeportError
+from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
+from spikeport.models.errors import BackendError, SpikeportError
+
+
+def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison], list[SynopComparison]]:
+    """Compare every stored trace with the torch integers, and the simulator's synaptic operations with the trace's."""
+    started = time.perf_counter()
+    graph, reference = folder.graph, folder.trace("torch")
+    comparisons, synops = [], []
+    for backend in ("events", "lava", "loihi2"):
+        if folder.trace_file(backend).is_file():
+            trace = folder.trace(backend)
+            again = None, recorder(trace, graph, progress)
+            comparisons.append(compare(graph, reference, trace, graded_inputs(folder, graph), recorders=again))
+            if trace.synops:
+                synops += compare_synops(graph, trace, reference)
+    if not comparisons:
+        raise SpikeportError("there is only the torch trace. Run `spikeport simulate --backend events` first.")
+    folder.write_result(
+        "verify",
+        {
+            "comparisons": [comparison.to_json() for comparison in comparisons],
+            "synops": [asdict(check) for check in synops],
+            "seconds": round(time.perf_counter() - started, 3),
+        },
+    )
+    return comparisons, synops
 
 
 def verify_pair(
@@ -76,3 +106,24 @@ def _trace(name: str, graph: ProcessGraph, folder: RunFolder | None, progress: P
         return Trace.load(folder.trace_file(name), graph)
     with progress.task(f"simulate on {name}", len(folder.data.test), "samples") as advance:
         return run_backend(name, graph, folder, advance)
+
+
+def graded_inputs(folder: RunFolder, graph: ProcessGraph) -> dict[str, np.ndarray] | None:
+    """The test set, where traces do not tell it: of a graded input they keep the events, not their payloads."""
+    return folder.test_inputs if any(node.message_bits > 1 for node in graph.event_inputs) else None
+
+
+def recorder(trace: Trace, graph: ProcessGraph, progress: Progress) -> Recorder | None:
+    """Runs a sample of a Lava trace again, with u and v of every neuron; None for the other backends."""
+    if trace.backend != "lava":
+        return None
+
+    def record(inputs: dict[str, np.ndarray]) -> Trace | None:
+        try:
+            with progress.task("run the sample on Lava again, for its states", 1):
+                return lava_backend.run(graph, inputs, record=True)
+        except BackendError as error:
+            progress.say(f"the states on Lava are not known: {error}")
+            return None
+
+    return record
