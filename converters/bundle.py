@@ -39,46 +39,69 @@ MAX_DENSE_ENTRIES = 1 << 25
 MAX_MESSAGE_BITS = 24  # width of Lava's ports
 MAX_INT8 = 127  # Lava's Conv keeps its geometry in 8 bits
 
+SIMULATOR_AND_HARDWARE = (
+    "The simulator has no limit on the synaptic accumulator; hardware has 21 bits.",
+    "The simulator has no refractory count and no axonal delay; hardware has both.",
+    "The simulator's Conv ignores weight_exp and num_weight_bits, and its sums wrap at 24 bits.",
+    "The simulator always adds 1 to the current decay (ds_offset). On hardware that is a register: a public recording "
+    "of a Loihi 1 chip fits 0.",
+)
+"""Where Lava's simulator and the chip differ; `spikeport doctor` and the README of every bundle say it."""
+
 _README = """\
 # {name}: a spikeport bundle for Lava
 
 {samples} samples of {steps} steps, {populations} populations, {chip_steps} chip steps in one stream. Graph {graph}.
 
+| file | what it is |
+|---|---|
+| `bundle.json` | processes and connections, in the order in which they are built |
+| `network.npz` | weights and neuron parameters |
+| `stream.npz` | input spikes, samples back to back |
+| `run_lava.py` | the runner: Python 3.10, lava-nc {lava} and numpy, nothing else |
+
 ## On Lava's simulator
 
-Python 3.10 with `pip install lava-nc=={lava}` (it brings numpy 1 along; it does not import on newer Pythons):
+In a Python 3.10 (Lava does not import on newer ones), with `pip install lava-nc=={lava}`, which brings numpy 1 along:
 
-    python run_lava.py . --out spikes.npz
+    python run_lava.py                  # writes trace-lava.npz
+    python run_lava.py --record         # also u and v of every neuron after every step; slow
 
-## On Loihi 2 (INRC hosts)
+## On Loihi 2
 
-In an environment with Intel's `lava-loihi` extension, on a host that sees the SLURM controller:
+On a host of Intel's Neuromorphic Research Cloud that sees the SLURM controller, in an environment with Intel's
+`lava-loihi` extension (INRC members have it):
 
     sinfo                                                    # which partitions and boards are up
-    PARTITION=<partition> python run_lava.py . --out spikes.npz --hardware
+    PARTITION=<partition> python run_lava.py --hardware      # writes trace-loihi2.npz; BOARD=<node> names a board
 
 Host and chip are joined by Intel's spike adapters (`lava.proc.embedded_io`). This path follows Intel's public examples;
 the authors of spikeport had no board to run it on.
 
+{board}
+
 ## What comes back
 
-`spikes.npz`: for population i of `bundle.json`, `spikes<i>`, uint8 (samples, steps, ceil(n / 8)): bits packed with
-`numpy.packbits` over the neurons in (channel, row, column) order, pipeline shift taken out; and `seconds`. Where the
-decision is read from a membrane (`probed`, the number of its population, is not null), also `membrane`, int32
-(samples, n): v after the last step of each sample. `spikeport verify` compares them with another backend, spike for
-spike and membrane for membrane.
+A trace: spikes of the inputs and of every population by sample and step, the pipeline's shift taken out, neurons in
+(channel, row, column) order, bit-packed (`numpy.packbits`); where the decision is read from a membrane, v after the
+last step of each sample. With the run folder that wrote this bundle:
 
-## Where the simulator differs from hardware
+    spikeport verify DIR torch trace-loihi2.npz              # spike for spike; the first difference, and why
+    spikeport simulate DIR --from trace-loihi2.npz           # store it in DIR, for `spikeport report`
 
-- It has no limit on the synaptic accumulator (hardware: 21 bits), no refractory count and no axonal delay.
-- Its `Conv` takes weights of any width, here with their exponent folded in; with `--hardware` it is given 8-bit
-  weights and the exponent. The composite kernel of an overlapping pool can exceed 8 bits: such a network is for the
-  simulator. Sums of `Conv` wrap at 24 bits.
-- Delays, and the gate that keeps a recurrent projection from carrying spikes into the next sample, are `Line`, a
-  process of this runner and not of Lava. With `--hardware` a delayed dense projection becomes a `DelayDense`; a delayed
-  convolution and a recurrent projection are refused.
-- A membrane is read by `Probe`, another process of this runner; with `--hardware` such a network is refused.
-- The `+1` on the current decay (`ds_offset`) is fixed in Lava; on hardware it is a register.
+## Where the simulator and hardware differ
+
+{differences}
+
+What the runner adds to Lava exists in the simulator alone, and is refused by name with `--hardware`:
+
+- `Line` delays spikes, and keeps a recurrent projection from carrying them into the next sample. With `--hardware` a
+  delayed dense projection becomes Lava's `DelayDense`; a delayed convolution and a recurrent projection are refused.
+- `Neurons` resets by subtraction, or has ds_offset 0.
+- `Probe` reads membranes.
+
+On the simulator `Conv` is given weights with their exponent folded in; with `--hardware`, 8-bit weights and the
+exponent.
 """
 
 
@@ -94,7 +117,7 @@ def write_bundle(graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: Pat
     """Write a bundle to `folder`, which appears complete or not at all; an older bundle there is replaced.
 
     Args:
-        graph: integers, hard reset, ds_offset 1.
+        graph: integers.
         inputs: by name of the event input, spikes (samples, steps, *shape).
 
     Raises:
@@ -103,7 +126,7 @@ def write_bundle(graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: Pat
     """
     folder = Path(folder)
     description, network, stream = describe(graph, inputs)
-    readme = _README.format_map(description | {"lava": LAVA_VERSION, "populations": len(graph.populations)})
+    readme = _readme(description, network)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "bundle.json").exists():
         raise SpikeportError(f"{folder} holds files that are no bundle. Choose another folder for the bundle.")
     with atomic_folder(folder, "bundle") as temporary:
@@ -112,6 +135,20 @@ def write_bundle(graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: Pat
         np.savez_compressed(temporary / "network.npz", **network)  # type: ignore[arg-type]
         np.savez_compressed(temporary / "stream.npz", **stream)  # type: ignore[arg-type]
         shutil.copyfile(lava_runner.__file__, temporary / "run_lava.py")
+
+
+def _readme(description: dict[str, Any], network: dict[str, np.ndarray]) -> str:
+    lacking = lava_runner.simulator_only(description, network)
+    board = "Nothing in this network is known to exist in the simulator alone."
+    if lacking:
+        board = "**This network runs on the simulator alone:**\n\n" + "\n".join(f"- {line}." for line in lacking)
+    filled = {
+        "lava": LAVA_VERSION,
+        "populations": len(description["populations"]),
+        "board": board,
+        "differences": "\n".join(f"- {line}" for line in SIMULATOR_AND_HARDWARE),
+    }
+    return _README.format_map(description | filled)
 
 
 def describe(
@@ -185,7 +222,14 @@ def describe(
             for node in graph.inputs
         ],
         "populations": [
-            {"name": node.name, "shape": list(shapes[node.name]), "stage": node.stage} for node in graph.populations
+            {
+                "name": node.name,
+                "shape": list(shapes[node.name]),
+                "stage": node.stage,
+                "reset": node.neuron.reset,
+                "ds_offset": _integers(node).ds_offset,
+            }
+            for node in graph.populations
         ],
         "probed": None if graph.probed is None else graph.populations.index(graph.probed),
         "lines": list(lines.values()),
@@ -194,20 +238,14 @@ def describe(
     return description, network, stream
 
 
-def _check_population(population: Population) -> None:
-    neuron = population.neuron
-    if not isinstance(neuron, LoihiNeuron):
+def _integers(population: Population) -> LoihiNeuron:
+    if not isinstance(population.neuron, LoihiNeuron):
         raise BackendError(f"population {population.name!r} holds floats; Lava runs integers. Quantize the graph.")
-    if neuron.reset != "zero":
-        raise BackendError(
-            f"population {population.name!r} resets by subtraction, which Lava has no process for. "
-            "Train with reset 'zero', or use the torch or events backend."
-        )
-    if neuron.ds_offset != 1:
-        raise BackendError(
-            f"population {population.name!r} has ds_offset {neuron.ds_offset}; Lava's neuron has 1. "
-            "Quantize with ds_offset 1, or use the torch or events backend."
-        )
+    return population.neuron
+
+
+def _check_population(population: Population) -> None:
+    neuron = _integers(population)
     limits = {
         "du": (0, MAX_DECAY),
         "dv": (0, MAX_DECAY),
@@ -255,17 +293,20 @@ def _line(projection: Projection, graph: ProcessGraph, lead: int) -> dict[str, A
     source, target = graph.node(projection.source), graph.population(projection.target)
     if isinstance(source, Input) and source.constant:
         return None
-    if projection.recurrent and target.stage != source.stage + projection.delay:
+    # Spikes of the previous sample step wait until the target works on the next one, whatever stages lie between.
+    delay = target.stage - source.stage if projection.recurrent else projection.delay
+    if delay < 0:
         raise BackendError(
-            f"recurrent projection {projection.name!r} has a delay of {projection.delay}; from stage {source.stage} to "
-            f"stage {target.stage} the spikes of the previous step need {target.stage - source.stage}."
+            f"recurrent projection {projection.name!r} closes a loop over several populations, which a chip cannot run "
+            f"in time: every connection takes a step, so its spikes are {-delay} too late from stage {source.stage} "
+            f"for stage {target.stage}.\nUse the torch or events backend."
         )
-    if projection.delay == 0 and not projection.recurrent:
+    if delay == 0 and not projection.recurrent:
         return None
     # The source works on the last step of a sample at Lava's time step 1 + lead + stage + (steps - 1).
     gate = {"steps": graph.steps, "phase": (lead + source.stage) % graph.steps} if projection.recurrent else None
-    name = f"{source.name}.line{projection.delay}{'.gated' if gate else ''}"
-    return {"name": name, "source": source.name, "delay": projection.delay, "gate": gate}
+    name = f"{source.name}.line{delay}{'.gated' if gate else ''}"
+    return {"name": name, "source": source.name, "delay": delay, "gate": gate}
 
 
 def _synapses(projection: Projection, layouts: dict[str, Shape]) -> list[_Synapse]:

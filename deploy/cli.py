@@ -130,29 +130,25 @@ def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, sa
     train_stage(place, _progress(), restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
 
 
-@cli.command(short_help="Write NIR, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
+@cli.command(short_help="Write NIR, or a network for SANA-FE.")
 @FOLDER
-@click.option("--to", "target", type=click.Choice(["nir", "lava", "sanafe"]), default="nir", show_default=True)
-@click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
+@click.option("--to", "target", type=click.Choice(["nir", "sanafe"]), default="nir", show_default=True)
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
-def export(folder: Path, target: str, samples: int, sample: int) -> None:
-    """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts, or one sample
-    of it on its chip for SANA-FE.
+def export(folder: Path, target: str, sample: int) -> None:
+    """Write the trained network of DIR as NIR, or one sample of the quantised one on its chip for SANA-FE.
 
-    The NIR file is read back and must run to the same spikes.
+    The NIR file is read back and must run to the same spikes. For Lava and Loihi hosts there is `spikeport bundle`.
     """
     place = _open(folder)
-    from spikeport.deploy.stages import bundle_stage, export_stage
+    from spikeport.deploy.stages import export_stage
 
     if target == "nir":
         export_stage(place, _progress())
-    elif target == "sanafe":
+    else:
         from spikeport.deploy.sanafe_export import sanafe_stage
 
         written, chip = sanafe_stage(place, sample)
         click.echo(f"wrote {written}, with the costs of {chip}")
-    else:
-        click.echo(f"wrote {bundle_stage(place, samples)}")
 
 
 @cli.command(short_help="Lower and quantise to the chip's integers.")
@@ -207,6 +203,12 @@ def map_(folder: Path, every_core: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a timeline of the cores to this .json file, which ui.perfetto.dev and Chrome open.",
 )
+@click.option(
+    "--from",
+    "result",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Run nothing, and take in the trace that a bundle of DIR left elsewhere.",
+)
 def simulate(
     folder: Path,
     backend: Sequence[str],
@@ -214,16 +216,25 @@ def simulate(
     timing: Literal["none", "simple", "cycle"] | None,
     step_file: Path | None,
     timeline_file: Path | None,
+    result: Path | None,
 ) -> None:
     """Run the test set of DIR on one or more backends; writes trace-BACKEND.npz.
 
     torch: exact integers, batched. events: the event simulator, which also counts synaptic operations. lava: Lava's
     bit-accurate models in their own Python 3.10, on the first samples. loihi2: the same bundle on a board.
+    --from FILE stores what a bundle that ran elsewhere left, as if it had run here.
 
     What `events` ran is then timed on the mapped chip. simple: sums of each core's work. cycle: every packet through
     queues, routers and links (docs/chip-timing.md).
     """
     place = _open(folder)
+    if result is not None:
+        if backend or gpu_energy or timing or step_file or timeline_file:
+            raise click.UsageError("--from takes in a trace and runs nothing; it goes with no other option.")
+        from spikeport.deploy.stages import fetch_stage
+
+        fetch_stage(place, result, _progress())
+        return
     names = backend or ("torch", "events")
     if "events" not in names and (timing or step_file or timeline_file):
         raise click.UsageError("--timing, --steps and --trace are about the `events` backend.")
@@ -254,18 +265,79 @@ def simulate(
         progress.say(f"wrote {timeline_file}, the first {written:,} of {len(timed.step_ticks):,} chip steps")
 
 
-@cli.command(short_help="Compare the backends, spike for spike.")
+@cli.command(short_help="Write one folder that runs the network on Lava or on a Loihi 2 board.")
 @FOLDER
-def verify(folder: Path) -> None:
-    """Compare every trace of DIR with the torch integers, spike for spike; exit status 1 if one differs.
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to [default: DIR/bundle].")
+@click.option("--samples", type=click.IntRange(1), help="Test samples in it [default: the recipe's lava_samples].")
+def bundle(folder: Path, out: Path | None, samples: int | None) -> None:
+    """Write the quantised network of DIR, its input spikes and a runner that needs only lava-nc and numpy into one
+    folder, whose README has the commands for Lava's simulator and for a Loihi host with SLURM.
 
-    The first difference is named: population, sample, step, neuron, both values, and the reference's state there.
-    Synaptic operations counted by the simulator are held against those that follow from the torch trace.
+    `simulate --backend lava` runs this very bundle. What it leaves elsewhere comes back with `simulate DIR --from
+    FILE`, or straight into `verify DIR torch FILE`.
     """
     place = _open(folder)
-    from spikeport.deploy.stages import verify_stage
+    from spikeport.deploy.stages import bundle_stage
 
-    comparisons, synops = verify_stage(place, _progress())
+    click.echo(f"wrote {bundle_stage(place, samples, out)}; its README.md says how to run it")
+
+
+@cli.command(short_help="Compare backends or stored traces, spike for spike.")
+@click.argument("places", metavar="[DIR] [A B]", nargs=-1, required=True)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The network (graph.npz) of A and B; given twice, that of A and that of B [default: DIR's].",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the findings here.")
+def verify(places: Sequence[str], graphs: Sequence[Path], json_file: Path | None) -> None:
+    """Compare two runs of one network, or of two, spike for spike; exit status 1 if they differ.
+
+    \b
+    spikeport verify DIR                        every stored trace with the torch integers
+    spikeport verify DIR torch lava             two backends of a run folder (DIR lava: torch and lava)
+    spikeport verify DIR torch trace-lava.npz   a backend, and what a bundle left elsewhere
+    spikeport verify A.npz B.npz --graph DIR/graph.npz
+    spikeport verify DIR torch torch --graph DIR/graph.npz --graph changed.npz
+
+    Of the first difference it shows population, sample, step and neuron, u and v, the spikes that arrive there with
+    their weights, and what explains it: what the two networks differ in, or a known fault that gives the very spikes.
+    Alone, `verify DIR` also holds the simulator's synaptic operations against those that follow from the torch trace.
+    """
+    if len(places) > 3:
+        raise click.UsageError(f"{len(places)} places are given; a run folder and two traces are the most.")
+    has_folder = len(places) != 2 or Path(places[0]).is_dir()
+    folder = _open(Path(places[0])) if has_folder else None
+    names = list(places[1:]) if has_folder else list(places)
+    progress = _progress()
+    from spikeport.deploy.console_verify import show_comparison, show_synops
+    from spikeport.deploy.verify import SynopComparison
+    from spikeport.models.files import write_json
+
+    synops: list[SynopComparison] = []
+    if folder is not None and not names:
+        if graphs:
+            raise click.UsageError("--graph is for two traces: spikeport verify DIR A B --graph FILE.")
+        from spikeport.deploy.verifying import verify_stage
+
+        comparisons, synops = verify_stage(folder, progress)
+        graph = folder.graph
+    else:
+        from spikeport.deploy.verifying import verify_pair
+
+        pair = (names[0], names[1]) if len(names) == 2 else ("torch", names[0])
+        compared, graph = verify_pair(folder, pair, graphs, progress)
+        comparisons = [compared]
+        if folder is not None and not graphs:
+            folder.write_result(f"verify-{compared.first}-{compared.second}".replace(" ", "-"), compared.to_json())
+    for comparison in comparisons:
+        show_comparison(progress.console, comparison, graph)
+    if synops:
+        show_synops(progress.console, synops)
+    if json_file is not None:
+        write_json(json_file, [comparison.to_json() for comparison in comparisons])
     failed = [str(comparison) for comparison in comparisons if not comparison.equal]
     failed += [
         f"synaptic operations of {check.projection}: counted {check.counted:,}, derived {check.derived:,}"

@@ -216,6 +216,9 @@ def show_summary(console: Console, summary: Summary) -> None:
     table.add_row("test accuracy", f"{', '.join(parts)}  ({accuracy.float.samples:,} samples)")
     if accuracy.lava is not None:
         table.add_row("on Lava", f"{percent(accuracy.lava.accuracy)}  (first {accuracy.lava.samples:,} test samples)")
+    if accuracy.loihi2 is not None:
+        board = accuracy.loihi2
+        table.add_row("on Loihi 2", f"{percent(board.accuracy)}  (first {board.samples:,} test samples)")
     for pair in summary.comparisons:
         name = f"{pair.first} = {pair.second}?"
         if pair.mismatches is None:

@@ -130,13 +130,10 @@ def _data(name: str) -> Finding:
 
 
 def _simulator_and_hardware(name: str) -> Finding:
-    return Finding(
-        name,
-        "note",
-        "Lava's simulator leaves out the 21-bit synaptic accumulator, the refractory count and axonal delays; its Conv "
-        "ignores weight_exp and num_weight_bits; it always adds 1 to the current decay, a register on the chip",
-        "0 differing spikes on Lava speaks of the simulator; on a board, compare again.",
-    )
+    from spikeport.converters.bundle import SIMULATOR_AND_HARDWARE
+
+    advice = "0 differing spikes on Lava speaks of the simulator; on a board, compare again."
+    return Finding(name, "note", " ".join(SIMULATOR_AND_HARDWARE), advice)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +91,7 @@ def run(
     folder: Path | None = None,
     timeout_s: float = 600,
     progress: Progress | None = None,
+    record: bool = False,
 ) -> Trace:
     """Run the graph on Lava's bit-accurate simulator, all samples in one stream.
 
@@ -99,16 +99,17 @@ def run(
         inputs: by name of the event input, spikes (samples, steps, *shape).
         folder: where the bundle and Lava's output stay; a temporary folder without it.
         progress: called with the number of samples done, about twice a second.
+        record: read u and v of every neuron after every step into `Trace.states`; slow, for few samples.
 
     Raises:
         BackendUnavailableError: there is no Python with Lava.
         BackendError: Lava cannot express the graph, failed (its own words are in the message), or ran out of time.
     """
-    samples = check_inputs(graph, inputs)
-    interpreter = find_interpreter()
+    check_inputs(graph, inputs)
+    find_interpreter()
     with _bundle_folder(folder) as bundle:
         write_bundle(graph, inputs, bundle)
-        return _run_bundle(interpreter, bundle, graph, samples, "lava", timeout_s, progress)
+        return run_bundle(bundle, graph, timeout_s, progress, record=record)
 
 
 def run_loihi2(
@@ -123,16 +124,15 @@ def run_loihi2(
     Raises BackendUnavailableError where there is none. Its message holds the commands for an INRC host, and the bundle
     to copy there has then been written to `folder`, if one was given.
     """
-    samples = check_inputs(graph, inputs)
+    check_inputs(graph, inputs)
     reason = board_missing()
     if reason is not None:
         if folder is not None:
             write_bundle(graph, inputs, folder)
         raise BackendUnavailableError(f"no Loihi 2 board can be reached: {reason}.\n{_inrc_commands(folder)}")
-    interpreter = find_interpreter()
     with _bundle_folder(folder) as bundle:
         write_bundle(graph, inputs, bundle)
-        return _run_bundle(interpreter, bundle, graph, samples, "loihi2", timeout_s, progress, "--hardware")
+        return run_bundle(bundle, graph, timeout_s, progress, hardware=True)
 
 
 def board_missing() -> str | None:
@@ -157,8 +157,9 @@ def _inrc_commands(folder: Path | None) -> str:
     return (
         "On a host of Intel's Neuromorphic Research Cloud, in a Python 3.10 with lava-nc and lava-loihi:\n"
         f"  scp -r {source} HOST:{name}\n"
-        f"  ssh HOST 'cd {name} && sinfo && PARTITION=<partition> python run_lava.py . --out spikes.npz --hardware'\n"
-        f"  scp HOST:{name}/spikes.npz ."
+        f"  ssh HOST 'cd {name} && sinfo && PARTITION=<partition> python run_lava.py --hardware'\n"
+        f"  scp HOST:{name}/trace-loihi2.npz .\n"
+        "  spikeport simulate DIR --from trace-loihi2.npz"
     )
 
 
@@ -204,30 +205,28 @@ def _bundle_folder(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary) / "bundle"
 
 
-def _run_bundle(
-    interpreter: Path,
+def run_bundle(
     bundle: Path,
     graph: ProcessGraph,
-    samples: int,
-    backend: str,
-    timeout_s: float,
-    progress: Progress | None,
-    *options: str,
+    timeout_s: float = 600,
+    progress: Progress | None = None,
+    *,
+    hardware: bool = False,
+    record: bool = False,
 ) -> Trace:
-    output = bundle / "spikes.npz"
+    """Run a written bundle of `graph` and return the trace that its runner leaves in the folder; raises as `run`."""
+    interpreter = find_interpreter()
+    output = bundle / f"trace-{'loihi2' if hardware else 'lava'}.npz"
+    options = ["--hardware"] * hardware + ["--record"] * record
     command = [str(interpreter), str(bundle / "run_lava.py"), str(bundle), "--out", str(output), "--tied", *options]
     done, lines = _execute(command, timeout_s, progress)
     if done is None:
         raise BackendError(
-            f"Lava did not finish {samples} samples within {timeout_s:g} s and was ended.\n"
-            "Run fewer samples, or give it more time."
+            f"Lava did not finish within {timeout_s:g} s and was ended.\nRun fewer samples, or give it more time."
         )
     if done != 0:
         raise BackendError(f"Lava's run failed with exit status {done}. Its last words:\n" + "\n".join(lines))
-    packed, membrane, seconds = _read_output(output, graph, samples)
-    sizes = {population.name: population.size for population in graph.populations}
-    made_by = backend, graph.fingerprint()
-    return Trace(*made_by, samples, graph.steps, sizes, packed, membrane=membrane, seconds=seconds)
+    return Trace.load(output, graph)
 
 
 def _execute(command: list[str], timeout_s: float, progress: Progress | None) -> tuple[int | None, list[str]]:
@@ -286,29 +285,3 @@ def _end_group(process: subprocess.Popen[str]) -> None:
             asked = True
             process.poll()
             time.sleep(0.02)
-
-
-def _read_output(
-    path: Path, graph: ProcessGraph, samples: int
-) -> tuple[dict[str, np.ndarray], np.ndarray | None, float]:
-    """Packed spikes by population, the membrane that is read, and the seconds of the run."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        packed = {population.name: arrays[f"spikes{index}"] for index, population in enumerate(graph.populations)}
-        membrane = None if graph.probed is None else arrays["membrane"].astype(np.int64)
-        seconds = float(arrays["seconds"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BackendError(f"Lava ended without an error, but its spikes in {path} cannot be read ({error}).") from None
-    for population in graph.populations:
-        expected = (samples, graph.steps, (population.size + 7) // 8)
-        found = packed[population.name]
-        if found.shape != expected or found.dtype != np.uint8:
-            raise BackendError(
-                f"Lava returned spikes of shape {found.shape} for population {population.name!r} instead of {expected}."
-            )
-    if graph.probed is not None and membrane is not None and membrane.shape != (samples, graph.probed.size):
-        raise BackendError(
-            f"Lava returned membranes of shape {membrane.shape} instead of {(samples, graph.probed.size)}."
-        )
-    return packed, membrane, seconds

@@ -18,7 +18,7 @@ from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
-from spikeport.deploy import event_simulator, lava_backend, torch_backend
+from spikeport.deploy.backends import run_backend, samples_on
 from spikeport.deploy.chip import Chip, load_chip
 from spikeport.deploy.gpu_energy import measure_gpu_energy
 from spikeport.deploy.mapping import Mapping, map_network, placement_hops
@@ -31,7 +31,7 @@ from spikeport.deploy.summary import GpuMeasurement, Summary
 from spikeport.deploy.tensorboard import open_events
 from spikeport.deploy.timing import Model, Timing, simulate_timing
 from spikeport.deploy.trace import Trace, pack
-from spikeport.deploy.verify import Comparison, SynopComparison, compare, compare_synops
+from spikeport.deploy.verifying import verify_stage
 from spikeport.deploy.workload import count, prepare
 from spikeport.models.checkpoint import Epoch, Trained
 from spikeport.models.errors import BackendUnavailableError, SpikeportError
@@ -41,7 +41,6 @@ from spikeport.models.networks import SpikingNetwork, build_network
 from spikeport.models.processes import is_first_process
 from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train
 
-BACKENDS = ("torch", "events", "lava", "loihi2")
 EXPORT_CHECK_SAMPLES = 100
 MEMBRANE_TOLERANCE = 1e-9
 """Share of the largest membrane by which the same sum in another order may differ in float64."""
@@ -193,36 +192,38 @@ def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
 
 def simulate_stage(folder: RunFolder, backend: str, progress: Progress) -> Trace:
     """Run the test set (a part of it on Lava) on one backend and store its trace."""
-    recipe, graph, inputs = folder.recipe, folder.graph, folder.test_inputs
     with _timed() as elapsed:
-        if backend in ("lava", "loihi2"):
-            samples = min(recipe.check.lava_samples, len(folder.data.test))
-            inputs = {name: array[:samples] for name, array in inputs.items()}
-        total = len(next(iter(inputs.values())))
-        with progress.task(f"simulate on {backend}", total, "samples") as advance:
-            trace = _run_backend(backend, graph, inputs, folder, advance)
+        samples = samples_on(folder, backend)
+        with progress.task(f"simulate on {backend}", samples, "samples") as advance:
+            trace = run_backend(backend, folder.graph, folder, advance)
         if backend == "events":
             folder.forget_timings()
         trace.save(folder.trace_file(backend))
-    folder.write_result(f"simulate-{backend}", {"samples": total, "seconds": elapsed()})
-    progress.say(f"{backend}: {total:,} samples in {trace.seconds:.1f} s ({total / trace.seconds:,.0f} samples/s)")
+    folder.write_result(f"simulate-{backend}", {"samples": samples, "seconds": elapsed()})
+    progress.say(f"{backend}: {samples:,} samples in {trace.seconds:.1f} s ({samples / trace.seconds:,.0f} samples/s)")
     return trace
 
 
-def _run_backend(
-    backend: str, graph: ProcessGraph, inputs: dict[str, np.ndarray], folder: RunFolder, advance: Callable[..., None]
-) -> Trace:
-    timeout = folder.recipe.check.lava_timeout_s
-    match backend:
-        case "torch":
-            return torch_backend.run(graph, inputs, progress=advance)
-        case "events":
-            return event_simulator.run(graph, inputs, progress=advance)
-        case "lava":
-            return lava_backend.run(graph, inputs, folder.bundle_folder, timeout, progress=advance)
-        case "loihi2":
-            return lava_backend.run_loihi2(graph, inputs, folder.bundle_folder, timeout, progress=advance)
-    raise SpikeportError(f"unknown backend {backend!r}. Known: {', '.join(BACKENDS)}.")
+def fetch_stage(folder: RunFolder, file: Path, progress: Progress) -> Trace:
+    """Take in the trace that a bundle of this folder left elsewhere, on Lava or on a board.
+
+    Raises SpikeportError where it is of another network or of other samples than the first ones of the test set.
+    """
+    trace = Trace.load(file, folder.graph)
+    if trace.backend not in ("lava", "loihi2"):
+        raise SpikeportError(f"{file} was made by {trace.backend!r}; --from takes what the runner of a bundle left.")
+    for name, array in folder.test_inputs.items():
+        part = array[: trace.samples]
+        events = pack(part.reshape(*part.shape[:2], -1) != 0)
+        if name not in trace.packed or not np.array_equal(trace.packed[name], events):
+            raise SpikeportError(
+                f"{file} was not made from the first {trace.samples:,} test samples of {folder.path}.\n"
+                "Run `spikeport bundle` again, and the new bundle."
+            )
+    trace.save(folder.trace_file(trace.backend))
+    folder.write_result(f"simulate-{trace.backend}", {"samples": trace.samples, "seconds": trace.seconds})
+    progress.say(f"took in {trace.samples:,} samples that {trace.backend} ran in {trace.seconds:.1f} s")
+    return trace
 
 
 def map_stage(folder: RunFolder, progress: Progress) -> tuple[Mapping, Hops]:
@@ -289,38 +290,6 @@ def _waits(timing: Timing) -> str:
     return "of which " + ", ".join(f"{share:.0%} {cause}" for share, cause in shares[:3] if share >= 0.005)
 
 
-def verify_stage(folder: RunFolder, progress: Progress) -> tuple[list[Comparison], list[SynopComparison]]:
-    """Compare every stored trace with the torch integers, and the simulator's synaptic operations with the trace's."""
-    graph, reference = folder.graph, folder.trace("torch")
-    with _timed() as elapsed:
-        comparisons, synops = [], []
-        for backend in ("events", "lava", "loihi2"):
-            if folder.trace_file(backend).is_file():
-                trace = folder.trace(backend)
-                comparisons.append(compare(graph, reference, trace, folder.test_inputs))
-                if trace.synops:
-                    synops += compare_synops(graph, trace, reference)
-        if not comparisons:
-            raise SpikeportError("there is only the torch trace. Run `spikeport simulate --backend events` first.")
-    folder.write_result(
-        "verify",
-        {
-            "comparisons": [comparison.to_json() for comparison in comparisons],
-            "synops": [asdict(check) for check in synops],
-            "seconds": elapsed(),
-        },
-    )
-    for comparison in comparisons:
-        progress.say(str(comparison))
-    if synops:
-        total, wrong = sum(check.counted for check in synops), sum(check.steps_that_differ > 0 for check in synops)
-        verdict = f"NOT equal in {wrong} of" if wrong else "equal in all"
-        progress.say(
-            f"synaptic operations: {total:,} counted; {verdict} {len(synops)} projections to the torch trace's"
-        )
-    return comparisons, synops
-
-
 def report_stage(folder: RunFolder, progress: Progress) -> Summary:
     """Write summary.json and report.html."""
     with _timed() as elapsed:
@@ -332,11 +301,19 @@ def report_stage(folder: RunFolder, progress: Progress) -> Summary:
     return summary
 
 
-def bundle_stage(folder: RunFolder, samples: int) -> Path:
-    """Write the bundle for Lava or a Loihi host, with the first test samples as its stream."""
+def bundle_stage(folder: RunFolder, samples: int | None = None, out: Path | None = None) -> Path:
+    """Write the bundle for Lava or a Loihi host, with the first test samples as its stream.
+
+    Args:
+        samples: the recipe's `lava_samples` by default.
+        out: where to; DIR/bundle by default.
+    """
+    samples = samples_on(folder, "lava") if samples is None else samples
+    if samples > len(folder.data.test):
+        raise SpikeportError(f"the test set has {len(folder.data.test):,} samples; {samples:,} were asked for.")
     inputs = {name: array[:samples] for name, array in folder.test_inputs.items()}
-    write_bundle(folder.graph, inputs, folder.bundle_folder)
-    return folder.bundle_folder
+    write_bundle(folder.graph, inputs, out or folder.bundle_folder)
+    return out or folder.bundle_folder
 
 
 def run_all(
@@ -372,5 +349,6 @@ def run_trained(folder: RunFolder, progress: Progress) -> Summary:
     except BackendUnavailableError as error:
         folder.write_result("simulate-lava", {"skipped": str(error), "seconds": 0.0})
         progress.say(f"Lava skipped: {error}")
-    verify_stage(folder, progress)
+    for comparison in verify_stage(folder, progress)[0]:
+        progress.say(str(comparison))
     return report_stage(folder, progress)

@@ -152,6 +152,7 @@ def _accuracies(
         simulated=accuracy(trace),
         lava=accuracy(folder.trace("lava")) if folder.trace_file("lava").is_file() else None,
         lava_skipped=_lava_skipped(folder),
+        loihi2=accuracy(folder.trace("loihi2")) if folder.trace_file("loihi2").is_file() else None,
     )
 
 

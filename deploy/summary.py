@@ -36,6 +36,7 @@ class Accuracies(_Model):
     simulated: Accuracy
     lava: Accuracy | None
     lava_skipped: str | None
+    loihi2: Accuracy | None = None
 
 
 class Readout(_Model):

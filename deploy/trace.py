@@ -18,6 +18,7 @@ from spikeport.models.readouts import decide
 
 FORMAT = "spikeport-trace"
 FORMAT_VERSION = 2
+STATES = ("a", "u", "v")
 
 
 @dataclass(eq=False)
@@ -34,7 +35,8 @@ class Trace:
         active: per population, packed as the spikes: neurons that had a state, an input or a bias; may be empty.
         membrane: v of the readout population after the last step of each sample, (samples, size), int64, or float64 of
             a float network; None where spikes decide.
-        states: per population, {"u": ..., "v": ...} int64 (samples, steps, size) where asked for; v after reset.
+        states: per population, where asked for, "u", "v" (after reset) and of some backends "a", the summed synaptic
+            input: integers, or floats of a float network, (samples, steps, size).
         seconds: wall time of the run.
     """
 
@@ -85,7 +87,7 @@ class Trace:
         )
 
     def save(self, path: Path) -> None:
-        """Write everything but the states to one .npz file, without pickle."""
+        """Write the trace to one .npz file, without pickle."""
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -100,18 +102,23 @@ class Trace:
         arrays |= {f"synops.{name}": array for name, array in self.synops.items()}
         arrays |= {f"active.{name}": array for name, array in self.active.items()}
         arrays |= {} if self.membrane is None else {"membrane": self.membrane}
+        for name, state in self.states.items():
+            arrays |= {f"{key}.{name}": _narrow(values) for key, values in state.items()}
         write_arrays(path, header, arrays)
 
     @staticmethod
-    def load(path: Path) -> "Trace":
-        """Read a trace written by `save`."""
+    def load(path: Path, graph: ProcessGraph | None = None) -> "Trace":
+        """Read a trace written by `save`, or by the runner of a bundle.
+
+        Raises SpikeportError where the file is damaged, or is not a trace of `graph`, if one is given.
+        """
         header, arrays = read_arrays(path, "spikeport simulate")
         if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, FORMAT_VERSION):
             raise SpikeportError(
                 f"{path} is not a trace of version {FORMAT_VERSION}. Run the stage that writes it again: "
                 "`spikeport train` for the float trace, `spikeport simulate` for the others."
             )
-        groups: dict[str, dict[str, np.ndarray]] = {"spikes": {}, "synops": {}, "active": {}}
+        groups: dict[str, dict[str, np.ndarray]] = {key: {} for key in ("spikes", "synops", "active", *STATES)}
         membrane = arrays.pop("membrane", None)
         try:
             for key, array in arrays.items():
@@ -119,11 +126,28 @@ class Trace:
                 groups[group][name] = array
             fields = {key: header[key] for key in ("backend", "graph", "samples", "steps", "sizes", "seconds")}
             packed, synops, active = groups["spikes"], groups["synops"], groups["active"]
-            trace = Trace(**fields, packed=packed, synops=synops, active=active, membrane=membrane)
+            states = {
+                name: {key: groups[key][name] for key in STATES if name in groups[key]}
+                for name in dict.fromkeys(name for key in STATES for name in groups[key])
+            }
+            trace = Trace(**fields, packed=packed, synops=synops, active=active, membrane=membrane, states=states)
             trace._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpikeportError(f"{path} contradicts itself ({error}). Run `spikeport simulate` again.") from None
+        if graph is not None:
+            trace.check_graph(graph, str(path))
         return trace
+
+    def check_graph(self, graph: ProcessGraph, origin: str) -> None:
+        """Raise SpikeportError where this is not a trace of `graph`; `origin` says what it is."""
+        if self.graph != graph.fingerprint():
+            raise SpikeportError(
+                f"{origin} was made with another network (graph {self.graph}, here {graph.fingerprint()}).\n"
+                "Run `spikeport simulate` again, or compare two networks with a --graph for each."
+            )
+        sizes = {population.name: population.size for population in graph.populations}
+        if self.steps != graph.steps or sizes.items() - self.sizes.items():
+            raise SpikeportError(f"{origin} has not the steps and populations of its network. It is damaged.")
 
     def _check(self) -> None:
         """Raise ValueError where shapes or types contradict samples, steps and sizes."""
@@ -137,10 +161,20 @@ class Trace:
         for name, array in self.synops.items():
             if array.shape != extent:
                 raise ValueError(f"counts of {name!r} have shape {array.shape}")
+        for name, state in self.states.items():
+            for key, array in state.items():
+                if array.shape != (*extent, self.sizes[name]) or not {"u", "v"} <= set(state):
+                    raise ValueError(f"{key} of {name!r} has shape {array.shape}, or u or v is missing")
         if self.membrane is not None:
             rows, dtype = self.membrane.shape[:1], self.membrane.dtype
             if self.membrane.ndim != 2 or rows != extent[:1] or dtype not in (np.int64, np.float64):
                 raise ValueError(f"the membrane has shape {self.membrane.shape} and type {dtype}")
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Integers as int32 where that holds them."""
+    fits = np.issubdtype(values.dtype, np.integer) and np.abs(values).max(initial=0) < 1 << 31
+    return values.astype(np.int32) if fits else values
 
 
 def pack(spikes: np.ndarray) -> np.ndarray:

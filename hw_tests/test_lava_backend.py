@@ -13,13 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikeport.converters import bundle
+from spikeport.converters import bundle, lava_runner
 from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGraph, Projection, Readout
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Shape, Sparse, SumPool
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
-from spikeport.deploy.trace import decisions
+from spikeport.deploy import trace as trace_format
+from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.verify import compare
 from spikeport.models.errors import BackendError, BackendUnavailableError, GraphError, SpikeportError
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from graph_strategies import random_graph as random_graph_of_all
+from graph_strategies import random_inputs
 
 needs_lava = pytest.mark.usefixtures("lava_python")
 HALVES = SumPool((2, 2), (2, 2))
@@ -34,13 +39,14 @@ def toward_zero(x: np.ndarray, bits: int) -> np.ndarray:
 
 def lif_step(neuron: LoihiNeuron, u: np.ndarray, v: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, ...]:
     """One step of `loihi.md`; u, v, a: int64 (samples, *shape). Returns u, v and the spikes."""
-    u = toward_zero(u * (4096 - (neuron.du + 1)), 12) + (a << 6)
+    u = toward_zero(u * (4096 - (neuron.du + neuron.ds_offset)), 12) + (a << 6)
     u = np.where(u > 2**23, u - 2**24, u)
     u = np.where(u <= -(2**23), u + 2**24, u)
     v = toward_zero(v * (4096 - neuron.dv), 12) + u + (neuron.bias_mant << neuron.bias_exp)
     v = np.clip(v, -(2**23 - 1), 2**23 - 1)
     spikes = v > (neuron.vth << 6)
-    return u, np.where(spikes, 0, v), spikes
+    after = v - (neuron.vth << 6) if neuron.reset == "subtract" else np.zeros_like(v)
+    return u, np.where(spikes, after, v), spikes
 
 
 def apply(operator: Operator, x: np.ndarray) -> np.ndarray:
@@ -125,7 +131,7 @@ class Builder:
         draw = self.random.integers(0, 60, shape)
         return {"mixed": (draw - 28) * 2, "excitatory": draw, "inhibitory": -draw}[sign]
 
-    def neuron(self, shape: Shape, vth: int = 300, each: bool = False) -> LoihiNeuron:
+    def neuron(self, shape: Shape, vth: int = 300, each: bool = False, **fields: object) -> LoihiNeuron:
         values = self.random.integers
         return LoihiNeuron(
             du=values(0, 4096, shape if each else ()),
@@ -133,6 +139,7 @@ class Builder:
             vth=values(vth // 2, 2 * vth, shape if each else ()),
             bias_mant=values(-200, 300, shape),
             bias_exp=np.asarray(5),
+            **fields,
         )
 
     def input(self, name: str, shape: Shape, **fields: object) -> None:
@@ -244,7 +251,7 @@ def branches() -> Builder:
 
 
 def recurrent() -> Builder:
-    """Recurrence within a population and from an earlier stage; nothing leaks into the next sample."""
+    """Recurrence within a population and from an earlier stage; nothing reaches into the next sample."""
     build = Builder(5)
     build.input("in", (6,))
     build.population("a", (8,), 1)
@@ -252,7 +259,7 @@ def recurrent() -> Builder:
     build.project("in", "a", Dense((6,), build.weight(8, 6)))
     build.project("a", "a", Dense((8,), build.weight(8, 8)), recurrent=True)
     build.project("a", "b", Dense((8,), build.weight(7, 8)))
-    build.project("a", "b", Dense((8,), build.weight(7, 8)), recurrent=True, delay=1)
+    build.project("a", "b", Dense((8,), build.weight(7, 8)), recurrent=True)
     return build
 
 
@@ -266,6 +273,19 @@ def graded() -> Builder:
     build.project("image", "a", Conv2d((1, 4, 6), build.weight(2, 1, 3, 3), HALVES, padding=(1, 1)))
     build.project("vector", "a", Dense((5,), build.weight(12, 5)), exponent=0)
     build.project("a", "b", Dense((2, 2, 3), build.weight(4, 12)))
+    return build
+
+
+def subtractive() -> Builder:
+    """Reset by subtraction, with one threshold and with one of each neuron, on an image; and the other ds_offset."""
+    build = Builder(8, steps=8)
+    build.input("in", (2, 4, 5))
+    build.population("image", (3, 4, 5), 1, vth=150, each=True, reset="subtract")
+    build.population("flat", (11,), 2, vth=150, reset="subtract", ds_offset=0)
+    build.population("out", (5,), 3, ds_offset=0)
+    build.project("in", "image", Conv2d((2, 4, 5), build.weight(3, 2, 3, 3), padding=(1, 1)))
+    build.project("image", "flat", Dense((3, 4, 5), build.weight(11, 60)))
+    build.project("flat", "out", Dense((11,), build.weight(5, 11)))
     return build
 
 
@@ -310,7 +330,7 @@ def random_graph(seed: int) -> Builder:
 @needs_lava
 @pytest.mark.parametrize(
     "build",
-    [dense_with_biases, convolutions, pooling, branches, recurrent, graded]
+    [dense_with_biases, convolutions, pooling, branches, recurrent, graded, subtractive]
     + [pytest.param(lambda seed=seed: random_graph(seed), id=f"random{seed}") for seed in (13, 18, 32)],
 )
 def test_lava_gives_the_spikes_of_the_reference(build) -> None:
@@ -389,6 +409,90 @@ def test_geometry_without_pooling_equals_the_operator(seed: int) -> None:
         np.testing.assert_array_equal(single.apply(torch.as_tensor(x, dtype=torch.float64)).numpy(), expected)
 
 
+def deployable(seed: int, membrane: bool) -> tuple[ProcessGraph, dict[str, np.ndarray]]:
+    """A random graph of every operator and parameter (tests/graph_strategies.py) that Lava can express, and inputs."""
+    for draw in range(seed, seed + 50):
+        graph = random_graph_of_all(draw, populations=3, inputs=2, steps=4, membrane=membrane, hot=draw % 2 == 0)
+        graph = replace(graph, projections=tuple(replace(p, exponent=abs(p.exponent)) for p in graph.projections))
+        inputs = random_inputs(graph, draw, samples=4)
+        states = torch_backend.run(graph, inputs, device="cpu", record=True).states.values()
+        if max(np.abs(state["a"]).max() for state in states) >= 1 << 24:
+            continue  # Lava's own 32 bits end there
+        try:
+            bundle.describe(graph, inputs)
+        except BackendError as error:
+            if "closes a loop" not in str(error):
+                raise
+            continue
+        return graph, inputs
+    raise AssertionError("no graph that Lava can express")
+
+
+@needs_lava
+@settings(max_examples=2, deadline=None)
+@given(st.integers(0, 2**31), st.booleans())
+def test_lava_gives_the_spikes_of_torch_on_random_graphs(seed: int, membrane: bool) -> None:
+    graph, inputs = deployable(seed, membrane)
+    found = compare(graph, torch_backend.run(graph, inputs, device="cpu"), lava_backend.run(graph, inputs), inputs)
+    assert found.equal, str(found)
+
+
+# States and faults
+
+
+@needs_lava
+def test_lava_records_the_states_of_torch() -> None:
+    """Of flat populations and of images, in our neuron order, after the reset."""
+    builder = subtractive()
+    graph, inputs = builder.graph(), builder.spikes(samples=2)
+    torch_states = torch_backend.run(graph, inputs, device="cpu", record=True).states
+    trace = lava_backend.run(graph, inputs, timeout_s=120, record=True)
+    for population in graph.populations:
+        for key in ("u", "v"):
+            expected = torch_states[population.name][key]
+            assert len(np.unique(expected)) > 10
+            np.testing.assert_array_equal(trace.states[population.name][key], expected, f"{key} of {population.name}")
+
+
+def flip(arrays: dict[str, np.ndarray]) -> None:
+    arrays["synapse0.weight"] = arrays["synapse0.weight"][:, ::-1, ::-1]
+
+
+def lose_bias(arrays: dict[str, np.ndarray]) -> None:
+    arrays["population0.bias_mant"] = np.zeros_like(arrays["population0.bias_mant"])
+
+
+@needs_lava
+@pytest.mark.parametrize(
+    ("plant", "name", "quantity"),
+    [(flip, "flipped kernel", "incoming current"), (lose_bias, "lost bias", "v")],
+    ids=["flipped kernel", "lost bias"],
+)
+def test_a_fault_planted_in_the_bundle_is_named(plant, name: str, quantity: str, tmp_path: Path) -> None:
+    """What Lava really does with a wrong bundle is told apart from what the network says."""
+    build = Builder(9)
+    build.input("in", (2, 5, 6))
+    build.population("image", (3, 4, 4), 1, vth=200)
+    build.population("out", (5,), 2, vth=200)
+    build.project("in", "image", Conv2d((2, 5, 6), build.weight(3, 2, 2, 3)))
+    build.project("image", "out", Dense((3, 4, 4), build.weight(5, 48)))
+    graph, inputs = build.graph(), build.spikes(samples=4)
+    bundle.write_bundle(graph, inputs, tmp_path / "bundle")
+    with np.load(tmp_path / "bundle" / "network.npz") as stored:
+        arrays = dict(stored)
+    plant(arrays)
+    np.savez(tmp_path / "bundle" / "network.npz", **arrays)
+    trace = lava_backend.run_bundle(tmp_path / "bundle", graph, record=True)
+    found = compare(graph, torch_backend.run(graph, inputs, device="cpu"), trace).divergence
+    assert found is not None
+    assert found.place.population == "image"
+    assert found.explanation is not None
+    assert {cause.what for cause in found.explanation.causes} == {name}
+    assert found.explanation.sides[1].origin == "recorded"
+    assert found.explanation.state is not None
+    assert found.explanation.state.quantity == quantity
+
+
 # What Lava cannot run
 
 
@@ -407,8 +511,6 @@ def one_layer(operator: Operator | None = None, **changes: object) -> ProcessGra
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (one_layer(reset="subtract"), "'layer' resets by subtraction"),
-        (one_layer(ds_offset=0), "'layer' has ds_offset 0"),
         (one_layer(vth=np.asarray(1 << 17)), "'layer' has a vth outside"),
         (one_layer(exponent=-1), "exponent -1"),
         (one_layer(Dense((2,), np.array([[3, -2]]))), "mixed weights that are not 8-bit"),
@@ -421,6 +523,63 @@ def test_what_lava_cannot_run_is_refused(graph: ProcessGraph, message: str, tmp_
     with pytest.raises(BackendError, match=message):
         bundle.write_bundle(graph, inputs, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loop_over_populations_is_refused_by_name(tmp_path: Path) -> None:
+    build = Builder(5)
+    build.input("in", (6,))
+    build.population("a", (8,), 1)
+    build.population("b", (7,), 2)
+    build.project("in", "a", Dense((6,), build.weight(8, 6)))
+    build.project("a", "b", Dense((8,), build.weight(7, 8)))
+    build.project("b", "a", Dense((7,), build.weight(8, 7)), recurrent=True)
+    with pytest.raises(BackendError, match=r"'b-a-2' closes a loop over several populations.* 1 too late"):
+        bundle.write_bundle(build.graph(), build.spikes(samples=2), tmp_path / "bundle")
+
+
+def run_alone(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The runner as its README says, by Lava's Python."""
+    command = [str(lava_backend.find_interpreter()), "run_lava.py", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@needs_lava
+def test_what_exists_in_the_simulator_alone_is_refused_for_a_board_by_name(tmp_path: Path) -> None:
+    builder = subtractive()
+    bundle.write_bundle(builder.graph(), builder.spikes(samples=2), tmp_path / "bundle")
+    done = run_alone(tmp_path / "bundle", "--hardware", "--record")
+    assert done.returncode == 1
+    lines = (
+        "population 'image' resets by subtraction",
+        "population 'image' has a vth of each neuron",
+        "population 'flat' has ds_offset 0",
+        "--record reads u and v",
+    )
+    readme = (tmp_path / "bundle" / "README.md").read_text()
+    for line in lines:
+        assert line in done.stderr
+        assert line in readme or line.startswith("--record")
+    assert "Traceback" not in done.stderr
+
+
+@needs_lava
+def test_a_bundle_runs_by_the_commands_of_its_readme(tmp_path: Path) -> None:
+    """Alone, elsewhere; what it leaves is a trace with its inputs."""
+    builder = graded()
+    graph, inputs = builder.graph(), builder.spikes(samples=3)
+    bundle.write_bundle(graph, inputs, tmp_path / "bundle")
+    elsewhere = (tmp_path / "bundle").rename(tmp_path / "elsewhere")
+    done = run_alone(elsewhere)
+    assert done.returncode == 0, done.stderr
+    trace = Trace.load(elsewhere / "trace-lava.npz", graph)
+    truth = torch_backend.run(graph, inputs, device="cpu")
+    assert trace.sizes == truth.sizes
+    for name, packed in truth.packed.items():
+        np.testing.assert_array_equal(trace.packed[name], packed, name)
+
+
+def test_the_runner_writes_the_trace_format_that_is_read() -> None:
+    assert (lava_runner.TRACE_FORMAT, lava_runner.TRACE_VERSION) == (trace_format.FORMAT, trace_format.FORMAT_VERSION)
 
 
 def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
@@ -477,13 +636,13 @@ def test_normal_end_leaves_no_worker_and_keeps_the_files(tmp_path: Path) -> None
     graph = one_layer()
     trace = lava_backend.run(graph, {"in": np.ones((1, graph.steps, 3), np.uint8)}, tmp_path / "run")
     assert trace.seconds > 0
-    assert (tmp_path / "run" / "spikes.npz").exists()
+    assert (tmp_path / "run" / "trace-lava.npz").exists()
     assert workers(tmp_path) == []
 
 
 @needs_lava
 def test_time_limit_ends_every_worker(long_run, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="did not finish 20000 samples within 4 s"):
+    with pytest.raises(BackendError, match="did not finish within 4 s"):
         lava_backend.run(*long_run, tmp_path / "run", timeout_s=4)
     assert workers(tmp_path) == []
 
@@ -506,7 +665,7 @@ def test_interrupt_ends_every_worker(long_run, tmp_path: Path) -> None:
 def test_a_run_does_not_outlive_its_program(long_run, tmp_path: Path) -> None:
     graph, inputs = long_run
     bundle.write_bundle(graph, inputs, tmp_path / "run")
-    command = [lava_backend.find_interpreter(), "run/run_lava.py", tmp_path / "run", "--out", "spikes.npz", "--tied"]
+    command = [lava_backend.find_interpreter(), "run/run_lava.py", tmp_path / "run", "--out", "trace.npz", "--tied"]
     script = f"import subprocess; subprocess.run({[str(part) for part in command]}, stderr=subprocess.DEVNULL)"
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:

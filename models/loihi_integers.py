@@ -42,6 +42,25 @@ def truncate_shift(x: "torch.Tensor", bits: int) -> "torch.Tensor":
     return torch.sign(x) * (x.abs() >> bits)
 
 
+def integrate(
+    state: IntegerState,
+    a: "torch.Tensor",
+    *,
+    du: "torch.Tensor",
+    dv: "torch.Tensor",
+    bias: "torch.Tensor",
+    ds_offset: int = 1,
+) -> IntegerState:
+    """u and v as they meet the threshold: one step without spike and reset; arguments as for `integer_step`."""
+    import torch
+
+    u = truncate_shift(state.u * (DECAY_UNITY - (du + ds_offset)), DECAY_BITS) + (a << INPUT_SHIFT)
+    wrapped = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
+    u = torch.where(wrapped <= -STATE_LIMIT, u + 2 * STATE_LIMIT, wrapped)
+    v = truncate_shift(state.v * (DECAY_UNITY - dv), DECAY_BITS) + u + bias
+    return IntegerState(u, v.clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1))
+
+
 def integer_step(
     state: IntegerState,
     a: "torch.Tensor",
@@ -65,11 +84,7 @@ def integer_step(
     """
     import torch
 
-    u = truncate_shift(state.u * (DECAY_UNITY - (du + ds_offset)), DECAY_BITS) + (a << INPUT_SHIFT)
-    wrapped = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
-    u = torch.where(wrapped <= -STATE_LIMIT, u + 2 * STATE_LIMIT, wrapped)
-    v = truncate_shift(state.v * (DECAY_UNITY - dv), DECAY_BITS) + u + bias
-    v = v.clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
+    u, v = integrate(state, a, du=du, dv=dv, bias=bias, ds_offset=ds_offset)
     level = vth << THRESHOLD_SHIFT
     spikes = v > level
     v = torch.where(spikes, v - level if reset == "subtract" else torch.zeros_like(v), v)

@@ -1,17 +1,20 @@
 """What a user meets at the command line: what works, and what each kind of bad input says."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.nir_reader import read_nir
 from spikeport.deploy.cli import main
 from spikeport.deploy.run_folder import RunFolder
@@ -136,7 +139,7 @@ def test_a_wrong_synop_count_is_named_and_the_status_is_1(run: Path, capsys: pyt
     assert "input->conv1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "train", *STAGES, "doctor", "chips", "recipes"])
+@pytest.mark.parametrize("command", ["run", "train", *STAGES, "bundle", "doctor", "chips", "recipes"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -167,10 +170,183 @@ def test_doctor_answers(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
 
 
-def test_export_writes_a_bundle_for_lava(run: Path) -> None:
-    assert main(["export", str(run), "--to", "lava", "--samples", "3"]) == 0
-    assert (run / "bundle" / "run_lava.py").is_file()
-    assert (run / "bundle" / "README.md").is_file()
+def test_bundle_writes_one_folder_with_its_commands(run: Path, tmp_path: Path) -> None:
+    assert main(["bundle", str(run), "--samples", "3", "-o", str(tmp_path / "elsewhere")]) == 0
+    assert main(["bundle", str(run)]) == 0
+    for folder, samples in ((tmp_path / "elsewhere", 3), (run / "bundle", 4)):
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"README.md", "bundle.json", "network.npz", "run_lava.py", "stream.npz"}
+        assert json.loads((folder / "bundle.json").read_text())["samples"] == samples
+    text = (run / "bundle" / "README.md").read_text()
+    for words in (
+        "python run_lava.py  ",
+        "PARTITION=<partition> python run_lava.py --hardware",
+        "spikeport simulate DIR --from",
+        "21 bits",
+        "ds_offset",
+        "Nothing in this network is known to exist in the simulator alone",
+    ):
+        assert words in text
+    assert "{" not in text
+
+
+def test_a_bundle_takes_no_more_samples_than_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "has 100 samples; 101 were asked for" in fails(capsys, "bundle", str(run), "--samples", "101")
+
+
+# what a bundle leaves elsewhere, here made of the torch trace
+
+
+@pytest.fixture
+def result(run: Path, tmp_path: Path) -> Path:
+    """A trace as the runner of a bundle writes it: the first four samples."""
+    head = replace(Trace.load(run / "trace-torch.npz").head(4), backend="lava", active={})
+    head.save(tmp_path / "trace-lava.npz")
+    return tmp_path / "trace-lava.npz"
+
+
+def test_results_from_elsewhere_go_into_verify_and_the_report(run: Path, result: Path) -> None:
+    assert main(["simulate", str(run), "--from", str(result)]) == 0
+    replace(Trace.load(result), backend="loihi2").save(result)
+    assert main(["simulate", str(run), "--from", str(result)]) == 0
+    assert main(["verify", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    summary = Summary.load(run / "summary.json")
+    expected = {"events": (100, 0), "lava": (4, 0), "loihi2": (4, 0)}
+    assert {pair.second: (pair.samples, pair.mismatches) for pair in summary.comparisons} == expected
+    assert summary.accuracy.lava == summary.accuracy.loihi2
+    assert summary.accuracy.loihi2 is not None
+    assert summary.accuracy.loihi2.samples == 4
+    assert "Accuracy, Loihi 2" in (run / "report.html").read_text()
+
+
+def test_a_result_of_other_samples_or_another_network_is_refused(
+    run: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = Trace.load(result)
+    later = Trace.load(run / "trace-torch.npz").packed["input"][4:8]
+    replace(good, packed=good.packed | {"input": later}).save(result)
+    assert "not made from the first 4 test samples" in fails(capsys, "simulate", str(run), "--from", str(result))
+    replace(good, graph="0" * 16).save(result)
+    assert "another network" in fails(capsys, "simulate", str(run), "--from", str(result))
+    replace(good, backend="torch").save(result)
+    assert "made by 'torch'" in fails(capsys, "simulate", str(run), "--from", str(result))
+    assert "goes with no other option" in _usage(capsys, "simulate", str(run), "--from", str(result), "--gpu-energy")
+    assert not (run / "trace-lava.npz").exists()
+
+
+def _usage(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+# ---- verify A B ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flipped(run: Path) -> Path:
+    """The network of the run with its kernel flipped."""
+    graph = ProcessGraph.load(run / "graph.npz")
+    first, *rest = graph.projections
+    operator = first.operator.with_weight(first.operator.weight[..., ::-1, ::-1].copy())
+    replace(graph, projections=(replace(first, operator=operator), *rest)).save(run / "flipped.npz")
+    return run / "flipped.npz"
+
+
+def test_two_backends_of_a_folder_are_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(run), "torch", "events"]) == 0
+    written = json.loads((run / "verify-torch-events.json").read_text())
+    assert (written["mismatches"], written["divergence"]) == (0, None)
+    text = capsys.readouterr().out
+    assert [text.count(word) for word in ("conv1", "dense1", "100 %")] == [1, 1, 2]
+    # one name is compared with torch
+    assert main(["verify", str(run), "events"]) == 0
+    assert "spikeport simulate" in fails(capsys, "verify", str(run), "torch", "lava")
+
+
+def test_stored_traces_are_compared_with_their_network(
+    run: Path,
+    result: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPIKEPORT_LAVA_PYTHON", str(tmp_path / "no-python"))
+    moved = Path(shutil.copy(run / "trace-torch.npz", tmp_path / "somewhere.npz"))
+    assert "which network made these traces" in fails(capsys, "verify", str(moved), str(result))
+    graph = ["--graph", str(shutil.copy(run / "graph.npz", tmp_path / "graph.npz"))]
+    assert main(["verify", str(moved), str(result), *graph]) == 0
+    # beside a run folder's own files the network is found
+    assert main(["verify", str(run / "trace-torch.npz"), str(result)]) == 0
+
+    trace = Trace.load(result)
+    trace.packed["conv1"][2, 1, 3] ^= 0b00010000
+    trace.save(result)
+    capsys.readouterr()
+    findings = tmp_path / "findings.json"
+    assert main(["verify", str(moved), str(result), *graph, "--json", str(findings)]) == 1
+    shown = capsys.readouterr()
+    assert "conv1, sample 2, step 1, neuron 27" in shown.err
+    for words in (
+        "conv1, sample 2, step 1, neuron 27 (channel 0, row 3, column 3)",
+        "incoming current",
+        "source",
+        "the states on Lava are not known",
+    ):
+        assert words in shown.out
+    (found,) = json.loads(findings.read_text())
+    assert found["divergence"]["place"] == {
+        "population": "conv1",
+        "sample": 2,
+        "step": 1,
+        "neuron": 27,
+        "membrane": False,
+    }
+    assert [side["follows"] for side in found["divergence"]["explanation"]["sides"]] == [True, False]
+
+
+def test_two_networks_are_compared_on_one_backend_if_asked_for(
+    run: Path, flipped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphs = ["--graph", str(run / "graph.npz"), "--graph", str(flipped)]
+    assert main(["verify", str(run), "torch", "torch", *graphs]) == 1
+    shown = capsys.readouterr()
+    assert "torch flipped" in shown.out
+    assert "input->conv1: the kernel is flipped in both axes" in shown.err
+    # the folder's findings are of its own network
+    assert not list(run.glob("verify-*"))
+    message = fails(capsys, "verify", str(run), str(run / "trace-torch.npz"), "events", "--graph", str(flipped))
+    assert "another network" in message
+    assert "a --graph for each" in message
+
+
+def test_another_network_runs_on_two_backends(run: Path, flipped: Path) -> None:
+    assert main(["verify", str(run), "torch", "events", "--graph", str(flipped)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("DIR", "torch", "nonsense"), "'nonsense' is neither a backend (torch, events, lava, loihi2) nor the file"),
+        (("torch", "events", "--graph", "GRAPH"), "'torch' needs a run folder"),
+        (
+            ("DIR", "torch", "events", "--graph", "GRAPH", "--graph", "GRAPH", "--graph", "GRAPH"),
+            "3 networks are given",
+        ),
+        (("nowhere", "torch", "events"), "not a run folder"),
+    ],
+)
+def test_wrong_places_are_named(
+    arguments: tuple[str, ...], words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"DIR": str(run), "GRAPH": str(run / "graph.npz")}
+    assert words in fails(capsys, "verify", *(places.get(each, each) for each in arguments))
+
+
+def test_too_many_places_are_a_wrong_use(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "4 places are given" in _usage(capsys, "verify", str(run), "torch", "events", "lava")
+    assert "--graph is for two traces" in _usage(capsys, "verify", str(run), "--graph", str(run / "graph.npz"))
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

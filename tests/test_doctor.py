@@ -92,4 +92,4 @@ def test_the_data_folder_is_looked_at(no_lava: None, monkeypatch: pytest.MonkeyP
 def test_where_simulator_and_hardware_differ_is_a_note(no_lava: None) -> None:
     note = by_name()["Simulator and hardware"]
     assert note.state == "note"
-    assert "21-bit" in note.detail
+    assert "21 bits" in note.detail
