@@ -30,7 +30,7 @@ demo: setup setup-lava ## train, convert, verify and report on the digits, resul
 	$(BIN)/spikeport run digits -o runs/digits
 
 test: setup setup-lava setup-peers setup-neurobench ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup setup-lava ## the slow tests
 	$(BIN)/python -m pytest -m slow
