@@ -176,10 +176,15 @@ def stored_results(path: Path) -> dict[str, Any]:
 
 
 def of_recipe(results: dict[str, Any], recipe: str) -> list[dict[str, Any]]:
-    """The stored results of a row's recipe, one for each seed."""
+    """The stored results of a row's recipe as it is now, one for each seed."""
     row = next(row for row in ROWS if row.recipe == recipe)
-    found = [result for result in results.values() if result["recipe"] == recipe]
-    return [result for result in found if result["edits"] == dict(row.edits)]
+    found = [result for result in results.values() if result["recipe"] == recipe and result["edits"] == dict(row.edits)]
+    return [result for result in found if is_current(result)]
+
+
+def is_current(result: dict[str, Any]) -> bool:
+    """False for the result of a recipe that was changed since."""
+    return bool(result["recipe_text"] == edited(result["recipe"], {"seed": str(result["seed"])} | result["edits"]))
 
 
 def mean(found: Iterable[dict[str, Any]], key: str) -> float:
@@ -286,7 +291,7 @@ def markdown(results: dict[str, Any]) -> str:
 
     runs = [
         [
-            f"`{result['command']}`",
+            f"`{result['command']}`" + ("" if is_current(result) else ", recipe changed since"),
             *(f"{100 * result[key]:.2f}" for key in ("validation_float", "test_float", "test_quantized")),
             f"{result['best_epoch']} of {result['epochs']}",
             f"{result['training_seconds'] / 60:.0f} min",

@@ -39,7 +39,7 @@ def result(recipe: str, seed: int = 1, percent: float = 99.5, **changes: Any) ->
     """What is stored of a run, as it comes out of a summary, with an accuracy and whatever else a test is about."""
     edits = dict(next(row.edits for row in table.ROWS if row.recipe == recipe))
     folder = RunFolder(Path("unused"))
-    folder.__dict__["recipe_text"] = builtin_recipes()[recipe]
+    folder.__dict__["recipe_text"] = table.edited(recipe, {"seed": str(seed)} | edits)
     stored: dict[str, Any] = table.measured(make_summary(), folder, recipe, seed, edits)
     assert json.loads(json.dumps(stored)) == stored
     return stored | {"test_float": percent / 100, "test_quantized": percent / 100 - 0.001} | changes
@@ -68,6 +68,16 @@ def everything() -> dict[str, Any]:
 
 
 # --- The musts -------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_a_recipe_that_was_changed_since_do_not_count() -> None:
+    found = result("mnist-stbp")
+    old = found | {"recipe_text": found["recipe_text"].replace("epochs", "# epochs")}
+    words = "mnist-stbp: test accuracy"
+    assert check(stored(found), words).held
+    assert not check(stored(old), words).held
+    assert "recipe changed since" not in table.markdown(stored(found))
+    assert "recipe changed since" in table.markdown(stored(old))
 
 
 def test_every_row_is_a_built_in_recipe_and_its_edits_are_keys_of_it() -> None:
