@@ -191,8 +191,9 @@ def test_a_projection_of_larger_weights_takes_an_exponent(ratio: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [1.1, 1.4, 2.9])
-def test_weights_a_little_larger_than_others_are_not_cut_off(ratio: float) -> None:
-    """Only the projection that sets the scale may lose its largest weights, and so its own, to a better scale."""
+def test_weights_a_little_larger_than_others_are_not_cut_off(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any scale, only what 8 bits at that scale are meant to cut off is cut off."""
+    monkeypatch.setattr("spikeport.converters.quantize.CANDIDATES", (1.0, 1.5))
     small, large = np.random.default_rng(0).uniform(-1, 1, (6, 8)), np.full((6, 2), -ratio)
     small.flat[0] = 1.0
     graph = one_population(small, large, neuron=floats(2.0))
