@@ -298,8 +298,8 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
     )
     images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
-    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-    for _ in range(12):
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(25):
         for batch in torch.randperm(len(images)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
