@@ -58,13 +58,20 @@ class Builder:
         return path
 
 
-def run(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What onnxruntime computes, by output name."""
+def load(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
+    """A model in onnxruntime, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(
+    model: onnx.ModelProto | Path | onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What onnxruntime computes, by output name."""
+    session = model if isinstance(model, onnxruntime.InferenceSession) else load(model)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
 
