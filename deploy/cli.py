@@ -130,19 +130,20 @@ def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, sa
     train_stage(place, _progress(), restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
 
 
-@cli.command(short_help="Write NIR, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
+@cli.command(short_help="Write NIR, ONNX, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
 @FOLDER
-@click.option("--to", "target", type=click.Choice(["nir", "lava", "sanafe"]), default="nir", show_default=True)
+@click.option("--to", "target", type=click.Choice(["nir", "lava", "onnx", "sanafe"]), default="nir", show_default=True)
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
 def export(folder: Path, target: str, samples: int, sample: int) -> None:
-    """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts, or one sample
-    of it on its chip for SANA-FE.
+    """Write the trained network of DIR as NIR, or the quantised one as ONNX, as a bundle for Lava and Loihi hosts, or
+    one sample of it on its chip for SANA-FE.
 
-    The NIR file is read back and must run to the same spikes.
+    The NIR file is read back and must run to the same spikes. ONNX is two files (docs/onnx.md): a step, with the states
+    in and out, and a whole sample.
     """
     place = _open(folder)
-    from spikeport.deploy.stages import bundle_stage, export_stage
+    from spikeport.deploy.stages import bundle_stage, export_stage, onnx_stage
 
     if target == "nir":
         export_stage(place, _progress())
@@ -151,6 +152,9 @@ def export(folder: Path, target: str, samples: int, sample: int) -> None:
 
         written, chip = sanafe_stage(place, sample)
         click.echo(f"wrote {written}, with the costs of {chip}")
+    elif target == "onnx":
+        for path in onnx_stage(place):
+            click.echo(f"wrote {path}")
     else:
         click.echo(f"wrote {bundle_stage(place, samples)}")
 
