@@ -66,10 +66,9 @@ class Arrays:
             values = (
                 np.array([bits & 0xFFFF for bits in listed], "<u2").view("<f2") if half else np.array(listed, dtype)
             )
-        wide = values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(shape)
-        if wide.dtype.kind == "f" and not np.isfinite(wide).all():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise Fault(f"array {name} holds NaN or infinity")
-        return wide
+        return values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(shape)
 
     def _external(self, tensor: onnx.TensorProto, size: int) -> bytes:
         """The bytes of an array that is kept in another file of the model's folder."""
