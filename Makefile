@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow bench-chip bench-train accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-train accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ test: setup setup-lava setup-peers setup-neurobench ## every test but the slow o
 
 test-slow: setup setup-lava ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+fuzz: setup ## the readers on files that nobody would write, for about an hour; `make test` tries some hundreds
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest --timeout=0 tests/test_*_fuzz.py
 
 bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE and Lava; exit status 1 where a must is missed
 	$(BIN)/python bench/chip.py --json docs/chip-speed.json --plot docs/chip-speed.png

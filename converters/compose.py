@@ -51,8 +51,11 @@ def pool(first: LinearMap, window: SumPool, average: bool) -> LinearMap:
     shape = window.out_shape(first.out_shape)
     if isinstance(first, Identity):
         merged = window if first.pool is None else _merge_pools(first.pool, window)
-        if merged is not None and (first.factor is None or first.factor.ndim == 0):
-            return scale(replace(first, pool=merged, shape=shape), factor)
+        by_channel = None if first.factor is None else _by_channel(first.factor)
+        if merged is not None and (first.factor is None or by_channel is not None):
+            # a factor that is the same over a channel may as well come after the pooling
+            after = np.broadcast_to(by_channel, shape) if by_channel is not None and by_channel.ndim else by_channel
+            return scale(replace(first, pool=merged, shape=shape, factor=after), factor)
         first = _as_operator(first)
     if isinstance(first, Conv2d):
         return scale(_conv_then_pool(first, window), factor)
@@ -82,13 +85,21 @@ def _scaled(first: Operator, factor: np.ndarray) -> Operator:
         return first.with_weight(first.weight * factor)
     full = _filled(factor, first.out_shape)
     if isinstance(first, Conv2d):
-        channel = full.reshape(full.shape[0], -1)
-        if (channel == channel[:, :1]).all():
-            return first.with_weight(first.weight * channel[:, :1, None, None])
+        by_channel = _by_channel(full)
+        if by_channel is not None:
+            return first.with_weight(first.weight * by_channel[..., None])
         first = _dense(first)
     if isinstance(first, Dense):
         return first.with_weight(first.weight * full.ravel()[:, None])
     return first.with_weight(first.weight * full.ravel())
+
+
+def _by_channel(factor: np.ndarray) -> np.ndarray | None:
+    """(channels, 1, 1) where every place of a channel has the same factor, a number as it is; else None."""
+    if factor.ndim == 0:
+        return factor
+    channels = factor.reshape(factor.shape[0], -1)
+    return channels[:, :1, None] if (channels == channels[:, :1]).all() else None
 
 
 def _filled(factor: np.ndarray, shape: Shape) -> np.ndarray:
@@ -120,9 +131,9 @@ def conv(first: LinearMap, weight: np.ndarray, stride: Pair, padding: Pair, dila
     """Cross-correlate the output with a kernel (out channels, in channels / groups, height, width)."""
     if isinstance(first, Identity):
         if first.factor is not None and first.factor.ndim:
-            per_channel = first.factor.reshape(first.shape[0], -1)
-            if (per_channel == per_channel[:, :1]).all():
-                inputs = per_channel[:, 0].reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
+            by_channel = _by_channel(first.factor.reshape(first.shape))
+            if by_channel is not None:
+                inputs = by_channel.reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
                 weight = weight * inputs[:, :, None, None]
             else:
                 single = Conv2d(first.shape, weight, None, stride, padding, dilation, groups)

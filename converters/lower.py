@@ -30,7 +30,7 @@ from spikeport.converters import compose
 from spikeport.converters.compose import Identity, LinearMap
 from spikeport.converters.graph import FloatNeuron, Input, Population, ProcessGraph, Projection, Readout, Reset
 from spikeport.converters.nir_reader import check_nir
-from spikeport.converters.operators import OneToOne, Operator, Pair, Shape, SumPool
+from spikeport.converters.operators import Dense, Operator, Pair, Shape, SumPool
 from spikeport.models.errors import GraphError
 
 SPIKING = (nir.CubaLIF, nir.LIF, nir.IF)
@@ -115,8 +115,9 @@ def lower(
             )
         if constant is not None:
             source = f"{CONSTANT_INPUT}_{key}"
-            inputs.append(Input(source, constant.shape, constant=True))
-            projections.append(Projection(f"{source}->{key}", source, key, OneToOne(constant.shape, constant.ravel())))
+            fan = Dense((1,), constant.reshape(-1, 1), shape_out=constant.shape)
+            inputs.append(Input(source, (1,), constant=True))
+            projections.append(Projection(f"{source}->{key}", source, key, fan))
     populations, projections = balance(inputs, populations, projections)
     output = _output_population(graph, walk)
     readout = Readout(

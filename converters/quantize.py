@@ -50,6 +50,9 @@ is read, of the range of v."""
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
 """Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
 
+ROUNDING = 1e-9
+"""What a scale that was computed to just fit may be beyond fitting, in powers of two."""
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -126,7 +129,7 @@ def quantize(
         for fraction in CANDIDATES:
             scale = fraction * largest
             try:
-                candidate, scaled = _at_scale(population, incoming, scale)
+                candidate, scaled = _at_scale(population, incoming, scale, max(fraction, 1.0))
             except QuantizationError as error_at_scale:
                 refusal = error_at_scale
                 continue
@@ -192,7 +195,10 @@ def _peak(projection: Projection) -> float:
     return float(np.abs(weight).max()) if weight.size else 0.0
 
 
-def _at_scale(population: Population, incoming: list[Projection], scale: float) -> tuple[Population, list[Projection]]:
+def _at_scale(
+    population: Population, incoming: list[Projection], scale: float, clipping: float
+) -> tuple[Population, list[Projection]]:
+    """The population in integers. clipping: the largest weights may be so many times larger than 8 bits hold."""
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
@@ -209,7 +215,7 @@ def _at_scale(population: Population, incoming: list[Projection], scale: float) 
         )
     mant, exponent = _bias(name, scale * 2**THRESHOLD_SHIFT * neuron.bias)
     integers = LoihiNeuron(np.maximum(du, 0), np.minimum(dv, MAX_DECAY), vth, mant, exponent, 1, neuron.reset)
-    return replace(population, neuron=integers), [_scaled(projection, scale) for projection in incoming]
+    return replace(population, neuron=integers), [_scaled(p, scale, clipping) for p in incoming]
 
 
 def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,11 +226,11 @@ def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(bias / 2**exponent).astype(np.int64), np.asarray(exponent, dtype=np.int64)
 
 
-def _scaled(projection: Projection, scale: float) -> Projection:
+def _scaled(projection: Projection, scale: float, clipping: float) -> Projection:
     weight = projection.operator.weight * scale
     peak = float(np.abs(weight).max()) if weight.size else 0.0
     # clipping at scales above the largest one is wanted, an exponent only where another projection forces the scale
-    exponent = max(0, int(np.ceil(np.log2(peak / (254.0 * max(CANDIDATES)))))) if peak > 0 else 0
+    exponent = max(0, int(np.ceil(np.log2(peak / (254.0 * clipping)) - ROUNDING))) if peak > 0 else 0
     if exponent > MAX_WEIGHT_EXPONENT:
         raise QuantizationError(
             f"projection {projection.name!r}: its weights are {2**exponent} times larger than the smallest ones into "

@@ -130,25 +130,29 @@ def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, sa
     train_stage(place, _progress(), restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
 
 
-@cli.command(short_help="Write NIR, or a network for SANA-FE.")
+@cli.command(short_help="Write NIR, ONNX, or a network for SANA-FE.")
 @FOLDER
-@click.option("--to", "target", type=click.Choice(["nir", "sanafe"]), default="nir", show_default=True)
+@click.option("--to", "target", type=click.Choice(["nir", "onnx", "sanafe"]), default="nir", show_default=True)
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
 def export(folder: Path, target: str, sample: int) -> None:
-    """Write the trained network of DIR as NIR, or one sample of the quantised one on its chip for SANA-FE.
+    """Write the trained network of DIR as NIR, the quantised one as ONNX, or one sample of it on its chip for SANA-FE.
 
-    The NIR file is read back and must run to the same spikes. For Lava and Loihi hosts there is `spikeport bundle`.
+    The NIR file is read back and must run to the same spikes. ONNX is two files (docs/onnx.md): a step, with the states
+    in and out, and a whole sample. For Lava and Loihi hosts there is `spikeport bundle`.
     """
     place = _open(folder)
-    from spikeport.deploy.stages import export_stage
+    from spikeport.deploy.stages import export_stage, onnx_stage
 
     if target == "nir":
         export_stage(place, _progress())
-    else:
+    elif target == "sanafe":
         from spikeport.deploy.sanafe_export import sanafe_stage
 
         written, chip = sanafe_stage(place, sample)
         click.echo(f"wrote {written}, with the costs of {chip}")
+    else:
+        for path in onnx_stage(place):
+            click.echo(f"wrote {path}")
 
 
 @cli.command(short_help="Lower and quantise to the chip's integers.")

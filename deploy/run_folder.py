@@ -76,6 +76,10 @@ class RunFolder:
     def graph_file(self) -> Path:
         return self.path / "graph.npz"
 
+    def onnx_file(self, kind: str) -> Path:
+        """The integer network as ONNX; kind: step or window."""
+        return self.path / f"{self.recipe.name}-{kind}.onnx"
+
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"

@@ -316,6 +316,16 @@ def bundle_stage(folder: RunFolder, samples: int | None = None, out: Path | None
     return out or folder.bundle_folder
 
 
+def onnx_stage(folder: RunFolder) -> list[Path]:
+    """Write the integer network as ONNX: a model of one step, and one of a whole sample."""
+    from spikeport.converters.onnx_writer import step_model, window_model, write_onnx  # takes a while to import
+
+    models = {"step": step_model(folder.graph), "window": window_model(folder.graph)}
+    for kind, model in models.items():
+        write_onnx(model, folder.onnx_file(kind))
+    return [folder.onnx_file(kind) for kind in models]
+
+
 def run_all(
     folder: RunFolder,
     progress: Progress,

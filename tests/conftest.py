@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No deadline: the first example pays for Numba's compilation. `HYPOTHESIS_PROFILE=thorough` looks for rare failures.
+# No deadline: the first example pays for Numba's compilation. `HYPOTHESIS_PROFILE=thorough` looks for rare failures,
+# and `fuzz` for very rare ones (`make fuzz`).
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("repeatable"), derandomize=False, max_examples=1000)
+settings.register_profile("fuzz", settings.get_profile("thorough"), max_examples=25_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

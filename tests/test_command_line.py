@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from onnx_models import run as run_onnx
 
 from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.nir_reader import read_nir
@@ -347,6 +348,19 @@ def test_wrong_places_are_named(
 def test_too_many_places_are_a_wrong_use(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 places are given" in _usage(capsys, "verify", str(run), "torch", "events", "lava")
     assert "--graph is for two traces" in _usage(capsys, "verify", str(run), "--graph", str(run / "graph.npz"))
+
+
+@pytest.mark.oracle
+def test_exported_onnx_gives_the_spikes_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--to", "onnx"]) == 0
+    assert capsys.readouterr().out.count("wrote ") == 2
+    folder = RunFolder.open(run)
+    trace = folder.trace("torch")
+    found = run_onnx(folder.onnx_file("window"), {name: array[:50] for name, array in folder.test_inputs.items()})
+    for population in folder.graph.populations:
+        spikes = found[f"{population.name}.spikes"].reshape(50, trace.steps, -1)
+        np.testing.assert_array_equal(spikes, trace.head(50).spikes(population.name))
+    assert folder.onnx_file("step").is_file()
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,17 +103,13 @@ def assert_composes(pieces: list[Piece], shape: Shape, seed: int) -> LinearMap:
 
 def has_no_form(names: tuple[str, ...]) -> bool:
     """What `compose` says it cannot do: pooling a matrix's output, or pooling with another factor at each place."""
-    form, pooled, even = "identity", False, True
+    form, pooled = "identity", False
     for name in names:
         match form, name:
             case "dense" | "uneven", "sum pool" | "average pool":
                 return True
-            case "identity", "scale channels":
-                even = False
             case "identity", "sum pool" | "average pool":
                 pooled = True
-                # a convolution of each channel with itself, which has room for the factors
-                form = "identity" if even else "conv"
             case "identity", "scale elements":
                 form = "uneven"
             case "identity", "conv":
@@ -208,7 +204,8 @@ SHARED = [
     (("conv", "average pool", "sum pool"), Conv2d),
     (("sum pool", "conv", "average pool", "scale channels"), Conv2d),
     (("scale", "average pool", "scale channels", "conv"), Conv2d),
-    (("scale channels", "average pool"), Conv2d),
+    (("scale channels", "average pool"), Identity),
+    (("scale channels", "average pool", "scale channels", "conv"), Conv2d),
     (("conv", "scale elements"), Dense),
     (("scale elements", "conv"), Dense),
 ]

@@ -546,7 +546,8 @@ def test_a_bias_behind_a_synaptic_filter_comes_from_a_constant_source() -> None:
     graph = lowered_alone({"in": source(4), "w": affine, "a": make.cuba(3), "out": sink(3)})
     (constant,) = [node for node in graph.inputs if node.constant]
     (projection,) = graph.outgoing(constant.name)
-    np.testing.assert_array_equal(projection.operator.weight, affine.bias)
+    assert constant.size == 1  # one neuron for all biases, not one each
+    np.testing.assert_array_equal(projection.operator.weight[:, 0], affine.bias)
     assert [node.name for node in graph.event_inputs] == ["in"]
 
 

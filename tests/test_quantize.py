@@ -190,6 +190,18 @@ def test_a_projection_of_larger_weights_takes_an_exponent(ratio: int) -> None:
     assert (made.projections[1].exponent > 0) == (ratio > 2)
 
 
+@pytest.mark.parametrize("ratio", [1.1, 1.4, 2.9])
+def test_weights_a_little_larger_than_others_are_not_cut_off(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any scale, only what 8 bits at that scale are meant to cut off is cut off."""
+    monkeypatch.setattr("spikeport.converters.quantize.CANDIDATES", (1.0, 1.5))
+    small, large = np.random.default_rng(0).uniform(-1, 1, (6, 8)), np.full((6, 2), -ratio)
+    small.flat[0] = 1.0
+    graph = one_population(small, large, neuron=floats(2.0))
+    made, report = quantize(graph, spikes(graph))
+    found = made.projections[1].operator.weight * 2.0 ** made.projections[1].exponent / report.layers[0].scale
+    np.testing.assert_allclose(found, large, rtol=0.01)
+
+
 def test_weights_too_different_for_one_population_are_refused() -> None:
     graph = one_population(np.full((2, 3), 1e-5), np.full((2, 3), 10.0))
     with pytest.raises(QuantizationError, match=r"'p[01]'"):
