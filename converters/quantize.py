@@ -181,7 +181,7 @@ def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int) 
 
 
 def _largest_scales(population: Population, incoming: list[Projection], reach: float, bits: int) -> tuple[float, float]:
-    """The scale at which the weights of the projection with the smallest range just fit, and that which the rest allows.
+    """The scale at which the projection with the smallest range just fits its bits, and that which the rest allows.
 
     Projections with larger weights take an exponent, and those beyond the largest exponent ask for a smaller scale. So
     may the bias, the threshold's 17 bits, unless it is infinite, and u: `reach`, the largest |u| of the float network
