@@ -31,7 +31,14 @@ from spikeport.converters.graph import Input, LoihiNeuron, Population, ProcessGr
 from spikeport.converters.operators import Conv2d, Dense, OneToOne, Operator, Pair, Shape, Sparse, SumPool
 from spikeport.models.errors import BackendError, SpikeportError
 from spikeport.models.files import atomic_folder
-from spikeport.models.loihi_integers import BIAS_MANT_LIMIT, MAX_BIAS_EXP, MAX_DECAY, MAX_THRESHOLD, WEIGHT_RANGE
+from spikeport.models.loihi_integers import (
+    BIAS_MANT_LIMIT,
+    MAX_BIAS_EXP,
+    MAX_DECAY,
+    MAX_THRESHOLD,
+    sign_mode,
+    weight_range,
+)
 
 LAVA_VERSION = "0.10.0"
 
@@ -338,19 +345,18 @@ def _check_weights(projection: Projection) -> None:
     weight = projection.operator.weight
     if not np.issubdtype(weight.dtype, np.integer):
         raise BackendError(f"projection {projection.name!r} has float weights. Quantize the graph first.")
-    sign = _sign_mode(weight)
-    low, high, step = WEIGHT_RANGE[sign]
-    if weight.size and (weight.min() < low or weight.max() > high or (weight % step).any()):
+    sign = sign_mode(weight)
+    low, high, step = weight_range(sign)
+    # one of both signs, all of whose positive weights rounded to zero, may still hold -256
+    if not any(_fits(weight, *each) for each in (weight_range(sign), weight_range("mixed"))):
         raise BackendError(
             f"projection {projection.name!r} has {sign} weights that are not 8-bit: Loihi takes {low}..{high}"
             f"{', even ones' if step == 2 else ''}."
         )
 
 
-def _sign_mode(weight: np.ndarray) -> str:
-    if not weight.size or weight.min() >= 0:
-        return "excitatory"
-    return "inhibitory" if weight.max() <= 0 else "mixed"
+def _fits(weight: np.ndarray, low: int, high: int, step: int) -> bool:
+    return not weight.size or bool(weight.min() >= low and weight.max() <= high and not (weight % step).any())
 
 
 def _lava_convolution(operator: Conv2d) -> _Synapse | None:
@@ -435,7 +441,7 @@ def _unpooled(operator: Dense, pool: SumPool) -> np.ndarray:
 
 def _eight_bit_parts(matrix: np.ndarray) -> list[np.ndarray]:
     """Matrices of 8-bit weights whose sum is `matrix`: sums over overlapping windows can leave the range of one."""
-    low, high, _ = WEIGHT_RANGE[_sign_mode(matrix)]
+    low, high, _ = weight_range(sign_mode(matrix))
     parts = [np.clip(matrix, low, high)]
     rest = matrix - parts[0]
     while rest.any():

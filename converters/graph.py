@@ -23,7 +23,7 @@ import numpy as np
 from spikeport.converters.operators import Operator, Shape, operator_from
 from spikeport.models.errors import GraphError, SpikeportError
 from spikeport.models.files import read_arrays, write_arrays
-from spikeport.models.loihi_integers import MAX_THRESHOLD
+from spikeport.models.loihi_integers import MAX_THRESHOLD, MAX_WEIGHT_BITS
 from spikeport.models.readouts import ReadoutKind
 
 FORMAT = "spikeport-process-graph"
@@ -103,7 +103,11 @@ class Population:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Spikes of `source` times a linear operator, times 2^exponent, into the current of `target`."""
+    """Spikes of `source` times a linear operator, times 2^exponent, into the current of `target`.
+
+    weight_bits: that the chip stores of a weight. Weights of fewer bits are the same numbers in wider steps
+    (`spikeport.models.loihi_integers.weight_range`), so that this decides memory and no spikes.
+    """
 
     name: str
     source: str
@@ -112,6 +116,7 @@ class Projection:
     exponent: int = 0
     delay: int = 0
     recurrent: bool = False
+    weight_bits: int = MAX_WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,8 @@ class ProcessGraph:
     def _fingerprint(self) -> str:
         header, arrays = _pack(self)
         header = {key: value for key, value in header.items() if key not in ("notes", "name")}
+        for projection in header["projections"]:
+            del projection["weight_bits"]
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for key in sorted(arrays):
             digest.update(key.encode() + str(arrays[key].dtype).encode())
@@ -319,7 +326,7 @@ def _pack(graph: ProcessGraph) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if operator.kind == "sparse":
             arrays[f"projection{index}.source"] = operator.source  # type: ignore[attr-defined]
             arrays[f"projection{index}.target"] = operator.target  # type: ignore[attr-defined]
-        fields = ("name", "source", "target", "exponent", "delay", "recurrent")
+        fields = ("name", "source", "target", "exponent", "delay", "recurrent", "weight_bits")
         projections.append({key: getattr(projection, key) for key in fields} | {"operator": operator.describe()})
     header = {
         "format": FORMAT,

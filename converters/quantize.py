@@ -2,8 +2,9 @@
 
 One scale per population takes its threshold, its bias and every weight into it to integers together: with S integers
 per unit of input, w_int 2^exponent = S w, vth = S threshold, bias = 64 S bias (bias and states carry six more bits).
-Decays become du = round(4096 (1 - current_keep)) - 1 and dv = round(4096 (1 - voltage_keep)). Mixed-sign weights of
-8 bits are even, so they have 255 levels from -256 to 254.
+Decays become du = round(4096 (1 - current_keep)) - 1 and dv = round(4096 (1 - voltage_keep)); they and the thresholds
+have registers of their own, of 12 and 17 bits, and keep them whatever the bits of the weights. Weights of b bits have
+2^b levels in the range of 8 bits: mixed-sign ones the multiples of 2^(9 - b) from -256 to below 256.
 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
@@ -28,7 +29,7 @@ from spikeport.converters.graph import (
     Readout,
     with_populations,
 )
-from spikeport.converters.reference import Reference
+from spikeport.converters.reference import Reference, Run
 from spikeport.models.errors import QuantizationError
 from spikeport.models.loihi_integers import (
     BIAS_MANT_LIMIT,
@@ -36,19 +37,25 @@ from spikeport.models.loihi_integers import (
     MAX_BIAS_EXP,
     MAX_DECAY,
     MAX_THRESHOLD,
+    MAX_WEIGHT_BITS,
+    MIN_WEIGHT_BITS,
     STATE_LIMIT,
     THRESHOLD_SHIFT,
-    WEIGHT_RANGE,
+    sign_mode,
+    weight_range,
 )
 from spikeport.models.readouts import decide
 
-WEIGHT_BITS = 8
 MAX_WEIGHT_EXPONENT = 7
 HEADROOM = 0.5
 """Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap. For a membrane that
 is read, of the range of v."""
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
 """Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
+CLIPPING = (1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.7, 6.8)
+"""Scales tried beside them where the levels are few: finer steps for most weights then pay for clipping the others."""
+MOST_CLIPPED = {8: 1.5, 7: 1.7, 6: 2.0, 5: 2.8, 4: 4.0, 3: 4.8, 2: 6.8}
+"""The largest scale tried, by bits."""
 
 ROUNDING = 1e-9
 """What a scale that was computed to just fit may be beyond fitting, in powers of two."""
@@ -60,7 +67,8 @@ class LayerError:
 
     scale: integers per unit of input. weight_error, current_error: root mean square error over root mean square value.
     spike_error: share of neuron-steps that differ from the float network. headroom: largest |u| seen over 2^23, where
-    u would wrap.
+    u would wrap. current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a
+    step. threshold_error: largest difference of a threshold, over the threshold.
 
     Of a population whose membrane is the readout, headroom is that of v too, which saturates at 2^23. membrane_error:
     root mean square error of v after the last step over its root mean square value. decision_error: share of samples
@@ -76,6 +84,9 @@ class LayerError:
     spike_error: float
     headroom: float
     threshold: int
+    current_decay_error: float
+    voltage_decay_error: float
+    threshold_error: float
     membrane_error: float | None = None
     decision_error: float | None = None
 
@@ -89,32 +100,39 @@ class LayerError:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """Errors per population and the share of calibration samples decided as the float network decides."""
+    """Errors of each population on so many calibration samples."""
 
     samples: int
+    weight_bits: int
     layers: tuple[LayerError, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"samples": self.samples, "layers": [asdict(layer) for layer in self.layers]}
+        layers = [asdict(layer) for layer in self.layers]
+        return {"samples": self.samples, "weight_bits": self.weight_bits, "layers": layers}
 
 
 def quantize(
     graph: ProcessGraph,
     calibration: dict[str, np.ndarray],
     on_step: Callable[[int, int], None] | None = None,
+    bits: int = MAX_WEIGHT_BITS,
 ) -> tuple[ProcessGraph, QuantizationReport]:
     """Quantise a float graph.
 
     Args:
         calibration: sample inputs (samples, steps, *shape) by input name.
         on_step: called with (trials done, trials in all).
+        bits: of a weight, 2..8.
 
     Raises QuantizationError naming the population whose values have no integer form.
     """
+    if not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
+        raise QuantizationError(f"weights of {bits} bits are not possible; {MIN_WEIGHT_BITS}..{MAX_WEIGHT_BITS} are.")
     _check_finite(graph)
     truth = Reference(graph).run(calibration, record=True)
     sent = dict(calibration)
-    done, trials = 0, len(graph.populations) * len(CANDIDATES)
+    scales = {population.name: _scales(graph, population, truth, bits) for population in graph.populations}
+    done, trials = 0, sum(map(len, scales.values()))
     populations: dict[str, Population] = {}
     projections: dict[str, Projection] = {}
     errors: list[LayerError] = []
@@ -122,21 +140,16 @@ def quantize(
         incoming = graph.incoming(population.name)
         best: tuple[Population, list[Projection], LayerError] | None = None
         refusal: QuantizationError | None = None
-        reach = float(truth.u[population.name].abs().max())
-        if population is graph.probed:
-            reach = max(reach, float(truth.v[population.name].abs().max()))
-        largest = largest_scale(population, incoming, reach)
-        for fraction in CANDIDATES:
-            scale = fraction * largest
+        for scale, clipped in scales[population.name]:
+            done += 1
             try:
-                candidate, scaled = _at_scale(population, incoming, scale, max(fraction, 1.0))
+                candidate, scaled = _at_scale(population, incoming, scale, clipped, bits)
             except QuantizationError as error_at_scale:
                 refusal = error_at_scale
-                continue
-            error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
-            if best is None or error.rank < best[2].rank:
-                best = (candidate, scaled, error)
-            done += 1
+            else:
+                error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
+                if best is None or error.rank < best[2].rank:
+                    best = (candidate, scaled, error)
             if on_step:
                 on_step(done, trials)
         if best is None:
@@ -151,11 +164,25 @@ def quantize(
         projections=tuple(projections[projection.name] for projection in graph.projections),
     )
     samples = next(iter(calibration.values())).shape[0]
-    return integer, QuantizationReport(samples, tuple(errors))
+    return integer, QuantizationReport(samples, bits, tuple(errors))
 
 
-def largest_scale(population: Population, incoming: list[Projection], reach: float) -> float:
-    """The scale at which the weights of the projection with the smallest range just fill 8 bits.
+def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int) -> list[tuple[float, float]]:
+    """The scales to try, and by how much each clips the weights of the projection with the smallest range."""
+    reach = float(truth.u[population.name].abs().max())
+    if population is graph.probed:
+        reach = max(reach, float(truth.v[population.name].abs().max()))
+    fitting, bound = _largest_scales(population, graph.incoming(population.name), reach, bits)
+    largest = min(fitting, bound)
+    tried = [fraction * largest for fraction in CANDIDATES]
+    tried += [
+        fraction * largest for fraction in CLIPPING if fraction <= MOST_CLIPPED[bits] and fraction * largest <= bound
+    ]
+    return [(scale, scale / fitting) for scale in tried]
+
+
+def _largest_scales(population: Population, incoming: list[Projection], reach: float, bits: int) -> tuple[float, float]:
+    """The scale at which the projection with the smallest range just fits its bits, and that which the rest allows.
 
     Projections with larger weights take an exponent, and those beyond the largest exponent ask for a smaller scale. So
     may the bias, the threshold's 17 bits, unless it is infinite, and u: `reach`, the largest |u| of the float network
@@ -164,8 +191,8 @@ def largest_scale(population: Population, incoming: list[Projection], reach: flo
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
-    peaks = [peak for projection in incoming if (peak := _peak(projection)) > 0]
-    scales = [min(254.0 / min(peaks), 254.0 * 2**MAX_WEIGHT_EXPONENT / max(peaks)) if peaks else 1.0]
+    fits = [fit for projection in incoming if (fit := _fit(projection, bits)) < np.inf]
+    scales = [min(fits) * 2**MAX_WEIGHT_EXPONENT] if fits else [1.0]
     bias = float(np.max(np.abs(neuron.bias)))
     if bias > 0:
         scales.append((BIAS_MANT_LIMIT - 1) * 2**MAX_BIAS_EXP / 2**THRESHOLD_SHIFT / bias)
@@ -174,7 +201,16 @@ def largest_scale(population: Population, incoming: list[Projection], reach: flo
         scales.append(0.5 * MAX_THRESHOLD / threshold)
     if reach > 0:
         scales.append(HEADROOM * STATE_LIMIT / 2**THRESHOLD_SHIFT / reach)
-    return min(scales)
+    return max(fits, default=1.0), min(scales)
+
+
+def _fit(projection: Projection, bits: int) -> float:
+    """The scale at which the largest weights of a projection just fit; infinite where all are zero."""
+    weight = projection.operator.weight
+    low, high, _ = weight_range(sign_mode(weight), bits)
+    # the lowest level of both signs is one step farther out than the highest, which weights are not to hang on
+    largest = max(float(weight.max()), -float(weight.min())) if weight.size else 0.0
+    return (high or -low) / largest if largest > 0 else np.inf
 
 
 def _check_finite(graph: ProcessGraph) -> None:
@@ -190,15 +226,9 @@ def _check_finite(graph: ProcessGraph) -> None:
                     raise QuantizationError(f"population {population.name!r}: its {entry.name} is NaN or infinite.")
 
 
-def _peak(projection: Projection) -> float:
-    weight = projection.operator.weight
-    return float(np.abs(weight).max()) if weight.size else 0.0
-
-
 def _at_scale(
-    population: Population, incoming: list[Projection], scale: float, clipping: float
+    population: Population, incoming: list[Projection], scale: float, clipped: float, bits: int
 ) -> tuple[Population, list[Projection]]:
-    """The population in integers. clipping: the largest weights may be so many times larger than 8 bits hold."""
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
@@ -215,7 +245,7 @@ def _at_scale(
         )
     mant, exponent = _bias(name, scale * 2**THRESHOLD_SHIFT * neuron.bias)
     integers = LoihiNeuron(np.maximum(du, 0), np.minimum(dv, MAX_DECAY), vth, mant, exponent, 1, neuron.reset)
-    return replace(population, neuron=integers), [_scaled(p, scale, clipping) for p in incoming]
+    return replace(population, neuron=integers), [_scaled(projection, scale, clipped, bits) for projection in incoming]
 
 
 def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,31 +256,25 @@ def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(bias / 2**exponent).astype(np.int64), np.asarray(exponent, dtype=np.int64)
 
 
-def _scaled(projection: Projection, scale: float, clipping: float) -> Projection:
-    weight = projection.operator.weight * scale
-    peak = float(np.abs(weight).max()) if weight.size else 0.0
+def _scaled(projection: Projection, scale: float, clipped: float, bits: int) -> Projection:
+    fit = _fit(projection, bits)
     # clipping at scales above the largest one is wanted, an exponent only where another projection forces the scale
-    exponent = max(0, int(np.ceil(np.log2(peak / (254.0 * clipping)) - ROUNDING))) if peak > 0 else 0
+    exponent = max(0, int(np.ceil(np.log2(scale / fit / max(1.0, clipped)) - ROUNDING))) if fit < np.inf else 0
     if exponent > MAX_WEIGHT_EXPONENT:
         raise QuantizationError(
             f"projection {projection.name!r}: its weights are {2**exponent} times larger than the smallest ones into "
-            f"{projection.target!r}; 8 bits and an exponent of {MAX_WEIGHT_EXPONENT} cannot hold both."
+            f"{projection.target!r}; {bits} bits and an exponent of {MAX_WEIGHT_EXPONENT} cannot hold both."
         )
-    low, high, step = WEIGHT_RANGE[sign_mode(weight)]
-    integers = np.clip(np.rint(weight / (step * 2**exponent)) * step, low, high).astype(np.int16)
-    if peak > 0 and not integers.any():
+    weight = projection.operator.weight
+    low, high, step = weight_range(sign_mode(weight), bits)
+    integers = np.clip(np.rint(weight * scale / (step * 2**exponent)) * step, low, high).astype(np.int16)
+    if fit < np.inf and not integers.any():
         raise QuantizationError(
             f"projection {projection.name!r}: beside the other weights of {projection.target!r}, its threshold or its "
             "bias the weights round to nothing."
         )
-    return replace(projection, operator=projection.operator.with_weight(integers), exponent=exponent)
-
-
-def sign_mode(weight: np.ndarray) -> str:
-    """mixed, excitatory or inhibitory, as the chip's synapse formats know them."""
-    if not weight.size or weight.min() >= 0:
-        return "excitatory"
-    return "inhibitory" if weight.max() <= 0 else "mixed"
+    operator = projection.operator.with_weight(integers)
+    return replace(projection, operator=operator, exponent=exponent, weight_bits=bits)
 
 
 def _alone(graph: ProcessGraph, population: Population, incoming: list[Projection], sent: dict[str, Any]) -> Reference:
@@ -287,7 +311,7 @@ def _measure(
     incoming: list[Projection],
     scaled: list[Projection],
     sent: dict[str, np.ndarray],
-    truth: Any,
+    truth: Run,
     scale: float,
 ) -> LayerError:
     alone = _alone(graph, candidate, scaled, sent)
@@ -298,7 +322,7 @@ def _measure(
     unit = scale * 2**THRESHOLD_SHIFT
     largest = float(np.abs(u).max())
     membrane_error = decision_error = None
-    if run.membrane is not None:
+    if run.membrane is not None and truth.membrane is not None:
         last, true_last = run.membrane.flatten(1).numpy(), truth.membrane.flatten(1).numpy()
         largest = max(largest, float(run.v[name].abs().max()))
         membrane_error = _relative(last / unit, true_last)
@@ -306,20 +330,42 @@ def _measure(
         decision_error = float((decided != wanted).mean())
     weights = np.concatenate([projection.operator.weight.ravel() for projection in incoming])
     integers = np.concatenate([p.operator.weight.ravel() * 2.0**p.exponent for p in scaled])
-    neuron = candidate.neuron
+    true, neuron = population.neuron, candidate.neuron
+    assert isinstance(true, FloatNeuron)
+    assert isinstance(neuron, LoihiNeuron)
+    vth, threshold = np.broadcast_arrays(neuron.vth, true.threshold)
+    fires = np.isfinite(threshold) & (threshold > 0)
     return LayerError(
         population=name,
         scale=float(scale),
-        weight_bits=WEIGHT_BITS,
-        clipped_weights=float((np.abs(weights * scale - integers) > 2.0 ** max(p.exponent for p in scaled)).mean()),
+        weight_bits=scaled[0].weight_bits if scaled else MAX_WEIGHT_BITS,
+        clipped_weights=float(
+            np.concatenate([_clipped(p, q, scale) for p, q in zip(incoming, scaled, strict=True)]).mean()
+        ),
         weight_error=_relative(integers / scale, weights),
         current_error=_relative(u / unit, true_u),
         spike_error=float((run.spikes[name].numpy() != truth.spikes[name].numpy()).mean()),
         headroom=largest / STATE_LIMIT,
-        threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
+        threshold=int(np.max(neuron.vth)),
+        current_decay_error=_farthest(1 - (neuron.du + neuron.ds_offset) / DECAY_UNITY, true.current_keep),
+        voltage_decay_error=_farthest(1 - neuron.dv / DECAY_UNITY, true.voltage_keep),
+        threshold_error=_farthest(vth[fires] / (scale * threshold[fires]), np.ones(())),
         membrane_error=membrane_error,
         decision_error=decision_error,
     )
+
+
+def _clipped(projection: Projection, scaled: Projection, scale: float) -> np.ndarray:
+    """Which weights lie outside the levels by more than rounding, bool."""
+    weight = projection.operator.weight.ravel()
+    _, _, step = weight_range(sign_mode(weight), scaled.weight_bits)
+    away = np.abs(weight * scale / 2.0**scaled.exponent - scaled.operator.weight.ravel())
+    clipped: np.ndarray = away > step / 2 * (1 + 1e-9)
+    return clipped
+
+
+def _farthest(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.abs(found - true).max(initial=0.0))
 
 
 def _relative(found: np.ndarray, true: np.ndarray) -> float:

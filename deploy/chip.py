@@ -140,12 +140,13 @@ class SynapticList(_Model):
     """Memory layout of one input list, in bits.
 
     A list is cut into blocks of at most `block_synapses`; a block takes `header_bits` and, for each synapse, weight,
-    delay (of a delayed projection), tag and index, rounded up to whole words of `word_bits`. The index has the
-    smallest of the widths `index_bits` that tells the list's targets apart; a list of consecutive targets has none.
+    delay (of a delayed projection), tag and index, rounded up to whole words of `word_bits`. A weight has the smallest
+    of the widths `weight_bits` that holds the projection's. The index has the smallest of the widths `index_bits` that
+    tells the list's targets apart; a list of consecutive targets has none.
     """
 
     word_bits: Count
-    weight_bits: Count
+    weight_bits: Annotated[list[Count], Field(min_length=1)]
     delay_bits: Annotated[int, Field(ge=0)]
     tag_bits: Annotated[int, Field(ge=0)]
     header_bits: Annotated[int, Field(ge=0)]
@@ -280,6 +281,9 @@ class Chip(_Model):
         ):
             if outside:
                 raise _WrongAt(f"the input tile {tile} lies outside the mesh of {mesh}", "input", key)
+        if max(self.synaptic_list.weight_bits) < self.supports.weight_bits:
+            reason = f"no width can hold supports.weight_bits = {self.supports.weight_bits}"
+            raise _WrongAt(reason, "synaptic_list", "weight_bits")
         if 1 << max(self.synaptic_list.index_bits) < self.limits.neurons:
             reason = f"no width can number limits.neurons = {self.limits.neurons}"
             raise _WrongAt(reason, "synaptic_list", "index_bits")

@@ -157,12 +157,20 @@ def export(folder: Path, target: str, sample: int) -> None:
 
 @cli.command(short_help="Lower and quantise to the chip's integers.")
 @FOLDER
-def quantize(folder: Path) -> None:
-    """Lower the NIR file of DIR and quantise it to the chip's integers; writes graph.npz and quantize.json."""
+@click.option("--bits", type=click.IntRange(2, 8), help="Of a weight [default: the recipe's].")
+@click.option("--sensitivity", is_flag=True, help="Measure which population's integers cost accuracy.")
+def quantize(folder: Path, bits: int | None, sensitivity: bool) -> None:
+    """Lower the NIR file of DIR and quantise it to the chip's integers; writes graph.npz and quantize.json.
+
+    --sensitivity runs validation samples with each population alone in integers, and with all but it.
+    """
     place = _open(folder)
+    progress = _progress()
+    from spikeport.deploy.console import show_quantization
     from spikeport.deploy.stages import quantize_stage
 
-    quantize_stage(place, _progress())
+    quantize_stage(place, progress, bits=bits, with_sensitivity=sensitivity)
+    show_quantization(progress.console, place.result("quantize"))
 
 
 @cli.command(name="map", short_help="Put the network onto the chip; use of each limit.")

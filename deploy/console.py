@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -200,6 +201,36 @@ def population_table(epoch: Epoch) -> Table:
     if (more := len(epoch.firing_rate) - POPULATIONS_SHOWN) > 0:
         table.caption = f"and {more} more"
     return table
+
+
+def show_quantization(console: Console, found: dict[str, Any]) -> None:
+    """What quantisation did to each population (`quantize.json`)."""
+    measured = found.get("sensitivity")
+    table = Table(title=f"{found['weight_bits']}-bit weights: error of each population in %", title_justify="left")
+    table.add_column("population", no_wrap=True)
+    for column in ("weights", "currents", "spikes", "decays", "vth", *(("alone", "others") if measured else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    accuracies = {each["population"]: each for each in measured["populations"]} if measured else {}
+    for layer in found["layers"]:
+        decays = max(layer["current_decay_error"], layer["voltage_decay_error"])
+        shares = [layer["weight_error"], layer["current_error"], layer["spike_error"], decays, layer["threshold_error"]]
+        if measured:
+            each = accuracies[layer["population"]]
+            shares += [each["alone"], each["without"]]
+        table.add_row(escape(layer["population"]), *(f"{100 * share:.2f}" for share in shares))
+    console.print(table)
+    console.print(
+        f"On {found['samples']:,} training samples. weights, currents: root mean square error over root mean square. "
+        "spikes: neuron-steps that differ. decays: largest difference in the share of u or v that survives a step.",
+        style="dim",
+    )
+    if measured:
+        console.print(
+            f"alone, others: accuracy on {measured['samples']:,} validation samples with this population alone in "
+            f"integers, and with all others in integers; {percent(measured['float_accuracy'])} with none, "
+            f"{percent(measured['integer_accuracy'])} with all.",
+            style="dim",
+        )
 
 
 def show_summary(console: Console, summary: Summary) -> None:

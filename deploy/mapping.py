@@ -316,7 +316,8 @@ def _core_words(
     lists = np.flatnonzero(distinct_lists(records, hashes))
     bits = np.where(consecutive[lists] == 1, 0, index_bits[core[lists]])
     result = np.zeros(n_cores, dtype=np.int64)
-    np.add.at(result, core[lists], list_words(layout, synapses[lists], bits, projection.delay > 0))
+    words = list_words(layout, synapses[lists], bits, projection.delay > 0, projection.weight_bits)
+    np.add.at(result, core[lists], words)
     return result
 
 

@@ -18,6 +18,7 @@ from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
+from spikeport.converters.sensitivity import Sensitivity, sensitivity
 from spikeport.deploy.backends import run_backend, samples_on
 from spikeport.deploy.chip import Chip, load_chip
 from spikeport.deploy.gpu_energy import measure_gpu_energy
@@ -42,6 +43,8 @@ from spikeport.models.processes import is_first_process
 from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train
 
 EXPORT_CHECK_SAMPLES = 100
+SENSITIVITY_SAMPLES = 1000
+"""Validation samples on which each population is quantised alone, at most."""
 MEMBRANE_TOLERANCE = 1e-9
 """Share of the largest membrane by which the same sum in another order may differ in float64."""
 
@@ -174,20 +177,49 @@ def _differs(network: SpikingNetwork, name: str, values: torch.Tensor, again: Ru
     return total.ne(values.transpose(0, 1))
 
 
-def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
-    """Lower the NIR file and quantise it on samples of the training split."""
+def quantize_stage(
+    folder: RunFolder, progress: Progress, *, bits: int | None = None, with_sensitivity: bool = False
+) -> ProcessGraph:
+    """Lower the NIR file and quantise it on samples of the training split.
+
+    bits: of a weight, the recipe's by default. with_sensitivity: also measure, on the validation split, what each
+    population costs.
+    """
     recipe = folder.recipe
+    bits = bits or recipe.quantization.weight_bits
     with _timed() as elapsed:
         graph = lower(read_nir(folder.nir_file), recipe.name)
         samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
         with progress.task("search the scales", 1) as advance:
-            integer, report = quantize(graph, samples, lambda done, total: advance(done / total))
+            integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
+        found = report.to_json()
+        worst = max(report.layers, key=lambda layer: layer.spike_error)
+        progress.say(
+            f"{bits}-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ"
+        )
+        if with_sensitivity:
+            found["sensitivity"] = _measure_sensitivity(folder, graph, integer, progress).to_json()
         integer.save(folder.graph_file)
     folder.__dict__.pop("graph", None)
-    folder.write_result("quantize", report.to_json() | {"graph": integer.fingerprint(), "seconds": elapsed()})
-    worst = max(report.layers, key=lambda layer: layer.spike_error)
-    progress.say(f"8-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
+    folder.write_result("quantize", found | {"graph": integer.fingerprint(), "seconds": elapsed()})
     return integer
+
+
+def _measure_sensitivity(
+    folder: RunFolder, graph: ProcessGraph, integer: ProcessGraph, progress: Progress
+) -> Sensitivity:
+    split = folder.data.validation
+    inputs = folder.encode(split.images[:SENSITIVITY_SAMPLES])
+    with progress.task("quantise population by population", 1) as advance:
+        labels = split.labels[:SENSITIVITY_SAMPLES]
+        found = sensitivity(graph, integer, inputs, labels, lambda done, total: advance(done / total))
+    most = found.most_sensitive
+    progress.say(
+        f"most sensitive: {most.population}; validation accuracy {found.float_accuracy:.2%} in floats, "
+        f"{most.alone:.2%} with it alone in integers, {most.without:.2%} with all but it, "
+        f"{found.integer_accuracy:.2%} with all"
+    )
+    return found
 
 
 def simulate_stage(folder: RunFolder, backend: str, progress: Progress) -> Trace:

@@ -18,6 +18,7 @@ from spikeport.deploy.summary import (
     GpuMeasurement,
     Layer,
     Readout,
+    Sensitivity,
     StepAccuracy,
     Summary,
     SynopCheck,
@@ -97,6 +98,7 @@ def summarize(folder: RunFolder) -> Summary:
             for check in verified["synops"]
         ],
         layers=_layers(folder, graph, trace),
+        sensitivity=_sensitivity(folder.result("quantize")),
         chip=chip_use(mapping, chip, counts, timing),
         cost=price(workload, chip, counts, timing),
         other_cost=other,
@@ -187,8 +189,17 @@ def _comparisons(folder: RunFolder, verified: list[dict[str, object]]) -> list[B
     return rows
 
 
+def _sensitivity(quantized: dict[str, Any]) -> Sensitivity | None:
+    if "sensitivity" not in quantized:
+        return None
+    return Sensitivity.model_validate({key: quantized["sensitivity"][key] for key in Sensitivity.model_fields})
+
+
 def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]:
-    errors = {layer["population"]: layer for layer in folder.result("quantize")["layers"]}
+    quantized = folder.result("quantize")
+    errors = {layer["population"]: layer for layer in quantized["layers"]}
+    measured = quantized.get("sensitivity", {"populations": []})["populations"]
+    accuracies = {each["population"]: each for each in measured}
     macs = dense_operations(graph)
     layers = []
     for population in graph.populations:
@@ -217,6 +228,11 @@ def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]
                 decision_error=error.get("decision_error"),
                 weight_bits=error["weight_bits"],
                 threshold=int(np.max(neuron.vth)) if isinstance(neuron, LoihiNeuron) else 0,
+                current_decay_error=error.get("current_decay_error"),
+                voltage_decay_error=error.get("voltage_decay_error"),
+                threshold_error=error.get("threshold_error"),
+                accuracy_alone=accuracies.get(population.name, {}).get("alone"),
+                accuracy_without=accuracies.get(population.name, {}).get("without"),
             )
         )
     return layers

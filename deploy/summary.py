@@ -94,6 +94,9 @@ class Layer(_Model):
     neuron-steps for spikes. headroom: largest |u| on them over 2^23, where u wraps. Of a membrane readout's population
     headroom is that of v too, which saturates there; membrane_error is the root mean square error of v after the last
     step over its root mean square value, decision_error the share of samples that are decided otherwise.
+    current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a step.
+    threshold_error: largest difference of a threshold over the threshold. accuracy_alone, accuracy_without: validation
+    accuracy with this population alone in integers, and with all but it, where `quantize --sensitivity` measured them.
     """
 
     name: str
@@ -115,6 +118,19 @@ class Layer(_Model):
     decision_error: Share | None = None
     weight_bits: int
     threshold: int
+    current_decay_error: float | None = None
+    voltage_decay_error: float | None = None
+    threshold_error: float | None = None
+    accuracy_alone: Share | None = None
+    accuracy_without: Share | None = None
+
+
+class Sensitivity(_Model):
+    """Accuracy on the first `samples` validation samples, to read `accuracy_alone` and `accuracy_without` against."""
+
+    samples: int
+    float_accuracy: Share
+    integer_accuracy: Share
 
 
 class CoreUse(_Model):
@@ -306,6 +322,7 @@ class Summary(_Model):
     comparisons: list[BackendComparison]
     synop_checks: list[SynopCheck]
     layers: list[Layer]
+    sensitivity: Sensitivity | None = None
     chip: ChipUse
     cost: Cost
     other_cost: Cost | None

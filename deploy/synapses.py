@@ -400,9 +400,13 @@ def distinct_lists(records: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     return result
 
 
-def list_words(layout: SynapticList, synapses: np.ndarray, index_bits: np.ndarray, delayed: bool) -> np.ndarray:
-    """Words of synaptic memory of input lists of so many synapses with indices of so many bits."""
-    bits = layout.weight_bits + (layout.delay_bits if delayed else 0) + layout.tag_bits + index_bits
+def list_words(
+    layout: SynapticList, synapses: np.ndarray, index_bits: np.ndarray, delayed: bool, weight_bits: int
+) -> np.ndarray:
+    """Words of synaptic memory of input lists of so many synapses with indices and weights of so many bits."""
+    # weights too wide for the chip are refused elsewhere
+    weight = min((width for width in layout.weight_bits if width >= weight_bits), default=max(layout.weight_bits))
+    bits = weight + (layout.delay_bits if delayed else 0) + layout.tag_bits + index_bits
     blocks, rest = np.divmod(synapses, layout.block_synapses)
 
     full_words = -(-(layout.block_synapses * bits + layout.header_bits) // layout.word_bits)

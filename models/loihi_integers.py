@@ -11,9 +11,10 @@ Equal to Lava 0.10's bit-accurate LIF (ds_offset 1), overflow included. "subtrac
 no Lava process; it is for simulators only.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # importing torch takes seconds, and graphs need the constants alone
+    import numpy as np
     import torch
 
 DECAY_BITS = 12
@@ -25,7 +26,28 @@ MAX_DECAY = DECAY_UNITY - 1
 MAX_THRESHOLD = (1 << 17) - 1
 BIAS_MANT_LIMIT = 1 << 12
 MAX_BIAS_EXP = 7
-WEIGHT_RANGE = {"mixed": (-256, 254, 2), "excitatory": (0, 255, 1), "inhibitory": (-255, 0, 1)}
+MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
+"""Widths of a weight that networks are quantised to; one of a single bit could only be zero or not."""
+
+SignMode = Literal["mixed", "excitatory", "inhibitory"]
+
+
+def sign_mode(weight: "np.ndarray") -> SignMode:
+    """The synapse format that holds weights of these signs."""
+    if not weight.size or weight.min() >= 0:
+        return "excitatory"
+    return "inhibitory" if weight.max() <= 0 else "mixed"
+
+
+def weight_range(sign: SignMode, bits: int = MAX_WEIGHT_BITS) -> tuple[int, int, int]:
+    """Lowest and highest weight of a synapse format and the step between its levels.
+
+    The chip clears the low 8 - bits + mixed bits of a weight, so that fewer bits are wider steps in the same range:
+    2^bits levels of both signs, -256..256 - step, or of one, 0..256 - step.
+    """
+    step = 1 << (MAX_WEIGHT_BITS - bits + (sign == "mixed"))
+    top = 256 - step
+    return {"mixed": -256, "excitatory": 0, "inhibitory": -top}[sign], 0 if sign == "inhibitory" else top, step
 
 
 class IntegerState(NamedTuple):

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.encoders import Encoder, EncoderName
 from spikeport.models.errors import RecipeError
+from spikeport.models.loihi_integers import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from spikeport.models.losses import Loss, LossName
 from spikeport.models.readouts import ReadoutKind
 from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP
@@ -222,9 +223,12 @@ class TrainingSection(_Section):
 
 
 class QuantizationSection(_Section):
-    """[quantization]: 8-bit weights; the scale of each population is searched on `calibration_samples`."""
+    """[quantization]: the scale of each population is searched on `calibration_samples`.
 
-    weight_bits: Literal[8] = 8
+    weight_bits: levels of a weight are 2^bits, whatever the signs.
+    """
+
+    weight_bits: int = Field(default=MAX_WEIGHT_BITS, ge=MIN_WEIGHT_BITS, le=MAX_WEIGHT_BITS)
     calibration_samples: int = Field(default=256, gt=0)
 
 

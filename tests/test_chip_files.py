@@ -168,6 +168,12 @@ def test_a_user_file_works_like_a_built_in_one(tmp_path: Path) -> None:
             "index_bits",
             ["synaptic_list.index_bits: ", "limits.neurons = 1024"],
         ),
+        (
+            r"^weight_bits = \[.*",
+            "weight_bits = [4, 6]",
+            "weight_bits = [4",
+            ["synaptic_list.weight_bits: ", "supports.weight_bits = 8"],
+        ),
         (r"^index_bits = .*", "index_bits = [6,\n 0]", " 0]", ["synaptic_list.index_bits.1: ", "(got 0)"]),
         (r"^weight_bits = 8", "weight_bits = -1", "weight_bits = -1", ["supports.weight_bits: ", "(got -1)"]),
         (r"^link_packets = 16", "link_packets = 0", "link_packets", ["network.link_packets: ", "(got 0)"]),

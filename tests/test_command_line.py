@@ -556,6 +556,40 @@ def test_graded_input_is_refused_by_a_chip_with_binary_spikes(
     assert main(["verify", folder]) == 0
 
 
+def test_fewer_bits_and_what_each_population_costs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the terminal, in quantize.json, in the summary; the stages after it run on."""
+    words = Summary.load(run / "summary.json").chip.cores
+    capsys.readouterr()
+    assert main(["quantize", str(run), "--bits", "4", "--sensitivity"]) == 0
+    said = capsys.readouterr().out
+    assert "4-bit weights" in said
+    assert "most sensitive: " in said
+    found = RunFolder.open(run).result("quantize")
+    rows = {each["population"]: each for each in found["sensitivity"]["populations"]}
+    assert list(rows) == ["conv1", "dense1"]
+    assert (found["weight_bits"], found["sensitivity"]["samples"]) == (4, 200)
+    for projection in RunFolder.open(run).graph.projections:
+        assert projection.weight_bits == 4
+        assert not np.any(projection.operator.weight % 32)
+    for stage in ("map", "simulate", "verify", "report"):
+        assert main([stage, str(run)]) == 0
+    summary = Summary.load(run / "summary.json")
+    assert {layer.name: layer.accuracy_alone for layer in summary.layers} == {n: rows[n]["alone"] for n in rows}
+    assert [layer.weight_bits for layer in summary.layers] == [4, 4]
+    assert summary.sensitivity is not None
+    assert summary.sensitivity.float_accuracy == found["sensitivity"]["float_accuracy"]
+    assert "Which population costs accuracy" in (run / "report.html").read_text()
+    fewer = sum(core.synaptic_words for core in summary.chip.cores)
+    assert fewer < 0.8 * sum(core.synaptic_words for core in words)
+    assert main(["quantize", str(run)]) == 0
+    assert "sensitivity" not in RunFolder.open(run).result("quantize")
+
+
+@pytest.mark.parametrize("bits", ["1", "9", "x"])
+def test_bits_that_no_weight_has_are_refused(bits: str, run: Path) -> None:
+    assert main(["quantize", str(run), "--bits", bits]) == 2
+
+
 def test_no_lava_is_a_clear_refusal_for_the_stage(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

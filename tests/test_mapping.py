@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def synapses_of(operator: Operator) -> list[tuple[int, int, int, float]]:
     return found
 
 
-def use_of(operator: Operator, neurons: np.ndarray, chip: Chip, delayed: bool = False) -> tuple[int, int]:
+def use_of(
+    operator: Operator, neurons: np.ndarray, chip: Chip, delayed: bool = False, weight_bits: int = 8
+) -> tuple[int, int]:
     """Words and input axons of a core that holds these target neurons in this order, by the definition."""
     place_of = {int(neuron): index for index, neuron in enumerate(neurons)}
     pool = operator.pool
@@ -96,7 +99,7 @@ def use_of(operator: Operator, neurons: np.ndarray, chip: Chip, delayed: bool = 
     index = min(bits for bits in layout.index_bits if 1 << bits >= max(spans, default=0))
     words = 0
     for entries in lists:
-        bits = layout.weight_bits + layout.tag_bits + (0 if consecutive(entries) else index)
+        bits = weight_bits + layout.tag_bits + (0 if consecutive(entries) else index)
         bits += layout.delay_bits if delayed else 0
         for start in range(0, len(entries), layout.block_synapses):
             n = min(len(entries) - start, layout.block_synapses)
@@ -139,13 +142,16 @@ def operators(draw: st.DrawFn) -> Operator:
     return Conv2d(shape, weight, pool, draw(pair), padding, draw(pair), groups)
 
 
-@given(operators(), st.integers(2, 60))
-def test_words_and_axons_equal_the_brute_force_count(operator: Operator, neurons: int) -> None:
+@given(operators(), st.integers(2, 60), st.sampled_from([(2, 2), (3, 3), (6, 6), (7, 8), (8, 8)]))
+def test_words_and_axons_equal_the_brute_force_count(operator: Operator, neurons: int, bits: tuple[int, int]) -> None:
+    """Also of weights of fewer bits, of which the chip stores no more; it has no width of seven."""
     chip = small(neurons=neurons, synaptic_words=100_000)
-    mapping = map_network(chain(operator), chip)
+    graph = chain(operator)
+    narrow = replace(graph, projections=(replace(graph.projections[0], weight_bits=bits[0]),))
+    mapping = map_network(narrow, chip)
     for core in mapping.cores:
         assert len(core.neurons) <= neurons
-        assert (core.synaptic_words, core.axons_in) == use_of(operator, core.neurons, chip)
+        assert (core.synaptic_words, core.axons_in) == use_of(operator, core.neurons, chip, weight_bits=bits[1])
 
 
 @given(operators(), st.integers(1, 6))

@@ -157,9 +157,9 @@ def check_weights(wanted: np.ndarray, found: np.ndarray, exponent: int) -> None:
     ("weight", "low", "high"),
     [
         (np.linspace(-1, 0.9, 12), -256, 254),
-        (np.linspace(0, 1, 12), 0, 255),
+        (np.linspace(0, 1, 12) ** 1.5, 0, 255),
         (np.linspace(0.3, 1, 12), 0, 255),
-        (np.linspace(-1, 0, 12), -255, 0),
+        (-(np.linspace(0, 1, 12) ** 1.5), -255, 0),
         (np.linspace(-1, -0.3, 12), -255, 0),
     ],
     ids=["mixed", "excitatory with zero", "excitatory", "inhibitory with zero", "inhibitory"],
@@ -172,6 +172,69 @@ def test_weights_fill_the_range_of_their_sign(weight: np.ndarray, low: int, high
     assert low <= found.min() <= found.max() <= high
     assert np.abs(found).max() > 120
     assert bool((found % 2).any()) == (low == 0 or high == 0)
+
+
+@given(SEEDS, st.integers(2, 8), st.sampled_from(["mixed", "excitatory", "inhibitory"]))
+@settings(max_examples=30)
+def test_weights_of_few_bits_lie_on_the_chips_levels(seed: int, bits: int, sign: str) -> None:
+    """What a chip that clears the low bits of a weight leaves as it is: 2^bits levels, and the nearest one is taken."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(6, 20)) if sign == "mixed" else rng.gamma(2.0, size=(6, 20))
+    weight = -weight if sign == "inhibitory" else weight
+    graph = one_population(weight, neuron=floats(4.0))
+    made, report = quantize(graph, spikes(graph, seed, samples=4), bits=bits)
+    (projection,), (layer,) = made.projections, report.layers
+    found, step = projection.operator.weight.astype(np.int64), 2 ** (8 - bits + (sign == "mixed"))
+    low, high = {"mixed": (-256, 256 - step), "excitatory": (0, 256 - step), "inhibitory": (step - 256, 0)}[sign]
+    assert (projection.weight_bits, layer.weight_bits, report.weight_bits, projection.exponent) == (bits, bits, bits, 0)
+    assert not np.any(found % step)
+    assert low <= found.min() <= found.max() <= high
+    wanted = np.clip(weight * layer.scale, low, high)
+    assert np.all(np.abs(wanted - found) <= step / 2 * (1 + 1e-9))
+    outside = (weight * layer.scale < low - step / 2) | (weight * layer.scale > high + step / 2)
+    assert layer.clipped_weights == pytest.approx(outside.mean())
+
+
+def test_fewer_bits_lose_more_and_clip_more() -> None:
+    graph = float_network(2, biased=True)
+    calibration = spikes(graph, samples=16)
+    errors, clipped = [], []
+    for bits in (8, 5, 3, 2):
+        _, report = quantize(graph, calibration, bits=bits)
+        errors.append(np.mean([layer.spike_error for layer in report.layers]))
+        clipped.append(np.mean([layer.clipped_weights for layer in report.layers]))
+    assert errors == sorted(errors)
+    assert 3 * errors[0] < errors[-1] < 0.3
+    assert clipped[0] < clipped[-1]
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9])
+def test_other_widths_are_refused(bits: int) -> None:
+    graph = float_network()
+    with pytest.raises(QuantizationError, match=f"{bits} bits"):
+        quantize(graph, spikes(graph), bits=bits)
+
+
+def test_the_report_tells_of_decays_and_thresholds() -> None:
+    """A keep of 1 - 1/3 lies 1/12288 beside the nearest of 4096 decays; one of exactly 1 is 1/4096 off in u, which
+    always forgets that much."""
+    neuron = floats(np.array([1.0, 0.013]), np.array([1.0, 0.5]), np.array([1 - 1 / 3, 0.5]))
+    graph = one_population(np.linspace(-1, 1, 8).reshape(2, 4), neuron=neuron)
+    made, report = quantize(graph, spikes(graph))
+    (layer,) = report.layers
+    assert layer.current_decay_error == pytest.approx(1 / 4096)
+    assert layer.voltage_decay_error == pytest.approx(1 / 12288)
+    small = integers(made.populations[0]).vth[1] / layer.scale
+    assert 0 < layer.threshold_error == pytest.approx(abs(small - 0.013) / 0.013)
+
+
+def test_a_file_keeps_the_bits_of_weights_and_they_decide_no_spike(tmp_path: Path) -> None:
+    made, _ = quantize(float_network(), spikes(float_network(), samples=4), bits=3)
+    made.save(tmp_path / "graph.npz")
+    loaded = ProcessGraph.load(tmp_path / "graph.npz")
+    assert [projection.weight_bits for projection in loaded.projections] == [3] * 5
+    wide = replace(made, projections=tuple(replace(projection, weight_bits=8) for projection in made.projections))
+    assert wide.fingerprint() == made.fingerprint() == loaded.fingerprint()
 
 
 @pytest.mark.parametrize("ratio", [1, 3, 10, 30, 60, 100])

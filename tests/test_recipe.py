@@ -164,7 +164,7 @@ def test_the_keys_of_a_network_reach_its_nodes() -> None:
     assert recipe.readout_kind == "membrane"  # nothing else can be read from an output that does not fire
     nodes = parse_architecture(recipe.network, (1, 8, 8), 10)
     populations = build_network(recipe, (1, 8, 8), 10).populations
-    assert [node.average for node in nodes if isinstance(node, Pool)] == [True]
+    assert [node.pooling.average for node in nodes if isinstance(node, Pool)] == [True]
     assert [node.bias for node in nodes if isinstance(node, Dense)] == [True]
     assert 0.6 in [population.neuron.threshold for population in populations.values()]
     assert [population.integrates for population in populations.values()] == [False] * (len(populations) - 1) + [True]
@@ -390,7 +390,8 @@ def test_a_missing_section_is_named() -> None:
         ("training", "shift_pixels = -1"),
         ("training", "rotate_degrees = 181.0"),
         ("training", "scale = 1.0"),
-        ("quantization", "weight_bits = 4"),
+        ("quantization", "weight_bits = 1"),
+        ("quantization", "weight_bits = 9"),
         ("quantization", "calibration_samples = 0"),
         ("check", "lava_samples = 0"),
         ("check", "lava_timeout_s = 0.0"),
