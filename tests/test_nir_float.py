@@ -165,7 +165,7 @@ def test_a_bias_in_a_loop_is_there_from_the_first_step() -> None:
         "out": nir.Output(np.array([1])),
     }
     graph = nir.NIRGraph(nodes, [("in", "a"), ("a", "back"), ("back", "a"), ("a", "out")], type_check=False)
-    assert sent(graph, [0, 0, 0, 0, 0]) == [0, 1, 0, 0, 1]  # v = 0.5, 1 fires, then 0.5 - 1, 0, 0.5 ...
+    assert sent(graph, [0, 0, 0, 0, 0, 0]) == [0, 1, 0, 0, 0, 1]  # v: 0.5, 1 fires, -0.5, 0, 0.5, 1 fires
 
 
 def test_nested_graphs_are_found_under_dotted_names() -> None:
