@@ -36,6 +36,7 @@ from spikeport.converters.nir_graph import INTEGRATORS, POPULATIONS, SPIKING, ou
 from spikeport.converters.nir_timing import Discretization, Dynamics, Timing, dynamics, timing_of, whole_steps
 from spikeport.converters.operators import OneToOne, Operator, Shape, SumPool
 from spikeport.models.errors import GraphError
+from spikeport.models.readouts import ReadoutKind
 
 FIRING = (*SPIKING, nir.Threshold)
 CONSTANT_INPUT = "constant"
@@ -74,6 +75,7 @@ def lower(
     discretization: Discretization | None = None,
     steps: int | None = None,
     message_bits: int | None = None,
+    readout: ReadoutKind | None = None,
 ) -> ProcessGraph:
     """Lower a NIR graph to a float `ProcessGraph`.
 
@@ -83,6 +85,7 @@ def lower(
         discretization: euler (the default) or exponential, where the metadata does not record it.
         steps: length of one sample; taken from the graph's metadata by default.
         message_bits: bits of the input's payload; from the metadata, else 1 (binary spikes).
+        readout: how the decision is read; from the metadata, else by spike count, or the membrane of an integrator.
 
     Raises GraphError naming the node that cannot be lowered and why.
     """
@@ -125,15 +128,18 @@ def lower(
     populations = relays.among(populations)
     populations, projections = balance(inputs, populations, [*projections, *relays.projections])
     output = _output_population(graph)
-    readout = Readout(
-        output,
-        str(metadata.get("readout", "count" if isinstance(graph.nodes[output], FIRING) else "membrane")),  # type: ignore[arg-type]
-        _number(name, metadata, "readout_keep", 0.0),
-    )
+    read = Readout(output, readout or readout_kind(graph), _number(name, metadata, "readout_keep", 0.0))
     notes = {"discretization": timing.discretization, "reset": timing.reset}
     return ProcessGraph(
-        name, sample_steps, timing.dt, tuple(inputs), tuple(populations), tuple(projections), readout, notes
+        name, sample_steps, timing.dt, tuple(inputs), tuple(populations), tuple(projections), read, notes
     )
+
+
+def readout_kind(graph: nir.NIRGraph) -> ReadoutKind:
+    """How a plain graph's decision is read: as its metadata says, else by what its output can give."""
+    fires = any(isinstance(graph.nodes[source], FIRING) for source, target in graph.edges if target in graph.outputs)
+    kind: ReadoutKind = graph.metadata.get("readout", "count" if fires else "membrane")
+    return kind
 
 
 def balance(
