@@ -223,6 +223,8 @@ class _Restated:
             keep = step.voltage_keep
             if np.any(keep <= 0):
                 raise GraphError(f"node {key!r}: Sinabs has no membrane that forgets within a step.")
+            if len(shape) > 1:
+                raise GraphError(f"node {key!r}: Sinabs reads LIF of flat populations only, of images IF.")
             tau, r = -1 / np.log(keep), 1 / (1 - keep)
             made = nir.LIF(tau=full(tau), r=full(r), v_leak=full(0.0), v_threshold=full(threshold), **fires)
         else:
