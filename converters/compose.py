@@ -198,7 +198,7 @@ def _conv_then_conv(first: Conv2d, second: Conv2d) -> Conv2d:
     """Two convolutions are one with a larger kernel and stride. The second one's padding holds zeros where a first one
     that reaches past the edge would not, so one of them must do without."""
     groups = first.groups if first.groups == second.groups else 1
-    inner, outer = (_spread(_ungrouped(each.weight, each.groups // groups), each.dilation) for each in (first, second))
+    inner, outer = (_spread(ungrouped(each.weight, each.groups // groups), each.dilation) for each in (first, second))
     down, right = first.stride
     height, width = inner.shape[2:]
     rows, columns = outer.shape[2:]
@@ -216,7 +216,7 @@ def _conv_then_conv(first: Conv2d, second: Conv2d) -> Conv2d:
     return Conv2d(first.in_shape, grown, first.pool, stride, padding, (1, 1), groups)
 
 
-def _ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
+def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
     """A grouped kernel with the zeros between `groups` groups written out."""
     if groups == 1:
         return weight

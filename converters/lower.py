@@ -4,20 +4,22 @@ Between two spiking populations everything is linear. For each population the wa
 each path becomes one projection, and all constants met on the way become one bias. Walking by node, not by path, counts
 a bias once however many paths run through it. Populations then get a pipeline stage, and shorter branches a delay.
 
-Neurons are discretised in Euler steps. With g the gain from a weighted input to the membrane, thresholds and biases are
-divided by g, so that the weights stay those of the file:
-
-    CubaLIF  current_keep = 1 - dt/tau_syn, voltage_keep = 1 - dt/tau_mem, g = (dt/tau_syn) w_in (dt/tau_mem) r
-    LIF      current_keep = 0,              voltage_keep = 1 - dt/tau,     g = (dt/tau) r
-    IF       current_keep = 0,              voltage_keep = 1,              g = dt r
+`spikeport.converters.nir_timing` makes a neuron an update in steps. With g = current_gain voltage_gain, what a weighted
+input adds to the membrane at once, thresholds and biases are divided by g, so that the weights stay those of the file;
+where some g is not positive it goes into the weights instead. Membranes are counted from v_reset, where they start.
 
 An integrator (LI, CubaLI, I) is the same without threshold and reset. It may only be the node before the Output, which
-then reads its membrane. Its g goes into the weights, so that v is the membrane of the file.
+then reads its membrane. Its g goes into the weights, so that v is the membrane of the file. A Threshold is a neuron
+that forgets its membrane within a step.
 
 A constant input to a population with a synaptic filter ramps up through that filter. It is therefore carried by a
 constant source that fires at every step; without a filter it is an ordinary neuron bias.
+
+Loops carry the spikes of the step before (`spikeport.converters.nir_graph.schedule`). A Delay of k steps becomes relay
+populations, which pass on what another one sent a step before; the last step is that of the projection itself.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,25 +31,30 @@ import torch
 from spikeport.converters import compose
 from spikeport.converters.compose import Identity, LinearMap
 from spikeport.converters.graph import FloatNeuron, Input, Population, ProcessGraph, Projection, Readout, Reset
-from spikeport.converters.nir_reader import check_nir
-from spikeport.converters.operators import Dense, Operator, Pair, Shape, SumPool
+from spikeport.converters.nir_float import check_reset, holding_nodes
+from spikeport.converters.nir_graph import INTEGRATORS, POPULATIONS, SPIKING, out_shape, plain, schedule, wiring_order
+from spikeport.converters.nir_timing import Discretization, Dynamics, Timing, dynamics, timing_of, whole_steps
+from spikeport.converters.operators import Dense, OneToOne, Operator, Shape, SumPool
 from spikeport.models.errors import GraphError
+from spikeport.models.readouts import ReadoutKind
 
-SPIKING = (nir.CubaLIF, nir.LIF, nir.IF)
-INTEGRATORS = (nir.CubaLI, nir.LI, nir.I)
-LINEAR = (nir.Affine, nir.Linear, nir.Scale, nir.Conv2d, nir.Flatten, nir.SumPool2d, nir.AvgPool2d)
+FIRING = (*SPIKING, nir.Threshold)
 CONSTANT_INPUT = "constant"
 
-TIME_HELP = (
-    "NIR does not store it. What the writers meant: snnTorch dt=1e-4, Norse dt=1e-3, Sinabs dt=1 (time constants in "
-    "steps), SpikingJelly its own dt."
-)
+LARGEST_PATHS = 4096
+"""Linear paths that may meet in one node; each becomes a projection of its own."""
+
+LARGEST_DELAY = 1024
+"""Steps that a Delay may last on the chip; each takes a relay population."""
 
 
 @dataclass(frozen=True)
 class _Term:
+    """Mapped spikes of a source, sent `lag` steps ago."""
+
     source: str
     map: LinearMap
+    lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,52 +72,53 @@ def lower(
     *,
     dt: float | None = None,
     reset: Reset | None = None,
+    discretization: Discretization | None = None,
     steps: int | None = None,
     message_bits: int | None = None,
+    readout: ReadoutKind | None = None,
 ) -> ProcessGraph:
     """Lower a NIR graph to a float `ProcessGraph`.
 
     Args:
         dt, reset: needed where the neurons' metadata does not record them; a contradiction is an error. An integrator
             has no reset.
+        discretization: euler (the default) or exponential, where the metadata does not record it.
         steps: length of one sample; taken from the graph's metadata by default.
         message_bits: bits of the input's payload; from the metadata, else 1 (binary spikes).
+        readout: how the decision is read; from the metadata, else by spike count, or the membrane of an integrator.
 
     Raises GraphError naming the node that cannot be lowered and why.
     """
-    check_nir(graph, name)
+    graph = plain(graph, name)
     _check_supported(graph)
-    metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
+    metadata = graph.metadata
     if steps is None and "steps" not in metadata:
         raise GraphError(f"{name}: how many steps a sample lasts is not recorded; give steps.")
     sample_steps = steps if steps is not None else int(_number(name, metadata, "steps", 0))
-    spiking = {key: node for key, node in graph.nodes.items() if isinstance(node, SPIKING)}
-    neurons = {key: node for key, node in graph.nodes.items() if isinstance(node, (*SPIKING, *INTEGRATORS))}
-    step = float(_agreed(neurons, "dt", dt))
-    mode: Reset = "subtract" if spiking and _agreed(spiking, "reset", reset) == "subtract" else "zero"
-    walk = _Walk(graph)
-    forms = {key: walk.into(key) for key in neurons}
-    order, recurrent = _order(graph, neurons, forms)
+    timing = timing_of(graph, name, dt=dt, reset=reset, discretization=discretization)
+    order, recurrent = schedule(graph, holding_nodes(graph, timing))
+    forms = _forms(graph, timing, recurrent)
     bits = message_bits if message_bits is not None else int(_number(name, metadata, "message_bits", 1))
-    inputs = [Input(key, _shape(node.input_type["input"]), bits) for key, node in graph.inputs.items()]
+    inputs = [Input(key, out_shape(node), bits) for key, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    relays = _Relays({node.name: node for node in inputs}, {key: out_shape(node) for key, node in graph.nodes.items()})
     populations: list[Population] = []
     projections: list[Projection] = []
-    for key in order:
-        node = neurons[key]
-        if isinstance(node, INTEGRATORS):
-            forms[key] = _gained(key, forms[key], _shrunk(_gain(key, node, step)))
-        neuron, constant = _neuron(key, node, forms[key], step, mode)
-        populations.append(Population(key, _shape(node.input_type["input"]), neuron))
-        for term in forms[key].terms:
+    for key in (key for key in order if isinstance(graph.nodes[key], POPULATIONS)):
+        node, form = graph.nodes[key], forms[key]
+        neuron, gain, constant = _neuron(key, node, form.constant, timing)
+        if gain is not None:
+            form = _gained(key, form, gain)
+        populations.append(Population(key, out_shape(node), neuron))
+        for term in form.terms:
             pair = f"{term.source}->{key}"
             parallel = sum(projection.name.split("#")[0] == pair for projection in projections)
             projections.append(
                 Projection(
                     name=pair if not parallel else f"{pair}#{parallel + 1}",
-                    source=term.source,
+                    source=relays.after(term.source, term.lag - 1) if term.lag else term.source,
                     target=key,
                     operator=compose.finish(term.map),
-                    recurrent=(term.source, key) in recurrent,
+                    recurrent=term.lag > 0,
                 )
             )
         if constant is not None:
@@ -118,15 +126,21 @@ def lower(
             fan = Dense((1,), constant.reshape(-1, 1), shape_out=constant.shape)
             inputs.append(Input(source, (1,), constant=True))
             projections.append(Projection(f"{source}->{key}", source, key, fan))
-    populations, projections = balance(inputs, populations, projections)
-    output = _output_population(graph, walk)
-    readout = Readout(
-        output,
-        str(metadata.get("readout", "count" if output in spiking else "membrane")),  # type: ignore[arg-type]
-        _number(name, metadata, "readout_keep", 0.0),
+    populations = relays.among(populations)
+    populations, projections = balance(inputs, populations, [*projections, *relays.projections])
+    output = _output_population(graph)
+    read = Readout(output, readout or readout_kind(graph), _number(name, metadata, "readout_keep", 0.0))
+    notes = {"discretization": timing.discretization, "reset": timing.reset}
+    return ProcessGraph(
+        name, sample_steps, timing.dt, tuple(inputs), tuple(populations), tuple(projections), read, notes
     )
-    notes = {"discretization": "euler", "reset": mode}
-    return ProcessGraph(name, sample_steps, step, tuple(inputs), tuple(populations), tuple(projections), readout, notes)
+
+
+def readout_kind(graph: nir.NIRGraph) -> ReadoutKind:
+    """How a plain graph's decision is read: as its metadata says, else by what its output can give."""
+    fires = any(isinstance(graph.nodes[source], FIRING) for source, target in graph.edges if target in graph.outputs)
+    kind: ReadoutKind = graph.metadata.get("readout", "count" if fires else "membrane")
+    return kind
 
 
 def balance(
@@ -134,191 +148,239 @@ def balance(
 ) -> tuple[list[Population], list[Projection]]:
     """Give each population its pipeline stage and pad shorter branches with axonal delay.
 
-    A population works one chip step after the latest of its sources; earlier ones wait. Recurrent projections and
-    constant sources take no part.
+    A population works one chip step after the latest of its sources; earlier ones wait. The spikes of the step before,
+    where they come from an earlier population, may arrive at its own stage. Spikes that go back, to populations that
+    work before or beside theirs, and constant sources take no part.
     """
     stage = {node.name: 0 for node in inputs}
+    place = {population.name: index for index, population in enumerate(populations)}
     waiting = {node.name for node in inputs if node.constant}
     for population in populations:
-        sources = [p.source for p in projections if p.target == population.name and not p.recurrent]
-        stage[population.name] = 1 + max((stage[source] for source in sources if source not in waiting), default=0)
+        into = [p for p in projections if p.target == population.name and p.source not in waiting]
+        now = [stage[p.source] + 1 for p in into if not p.recurrent]
+        before = [stage[p.source] for p in into if p.recurrent and place[p.source] < place[p.target]]
+        stage[population.name] = max([1, *now, *before])
     staged = [replace(population, stage=stage[population.name]) for population in populations]
-    padded = [
-        p if p.recurrent or p.source in waiting else replace(p, delay=stage[p.target] - 1 - stage[p.source])
-        for p in projections
-    ]
-    return staged, padded
+
+    def padding(projection: Projection) -> int:
+        if projection.recurrent:
+            return max(0, stage[projection.target] - stage[projection.source])
+        return stage[projection.target] - 1 - stage[projection.source]
+
+    return staged, [p if p.source in waiting else replace(p, delay=padding(p)) for p in projections]
 
 
-class _Walk:
-    """Walks back from a node to the spikes that reach it, remembering what it has seen."""
+class _Relays:
+    """Populations that pass on what another one, or an input, sent a number of steps before."""
 
-    def __init__(self, graph: nir.NIRGraph) -> None:
-        self.graph = graph
-        self.sources: dict[str, list[str]] = {key: [] for key in graph.nodes}
-        for source, target in graph.edges:
-            self.sources[target].append(source)
-        self.outputs: dict[str, _LinearForm] = {}
-        self.active: list[str] = []
+    def __init__(self, inputs: dict[str, Input], shapes: dict[str, Shape]) -> None:
+        self.inputs = inputs
+        self.shapes = shapes
+        self.made: dict[str, list[str]] = {}
+        self.projections: list[Projection] = []
 
-    def into(self, key: str) -> _LinearForm:
-        """The sum of everything that arrives at a node."""
-        forms = [self.out_of(source) for source in self.sources[key]]
-        shapes = {form.shape for form in forms}
-        if len(shapes) != 1:
-            raise GraphError(f"node {key!r} receives different shapes: {sorted(shapes)}.")
-        terms = tuple(term for form in forms for term in form.terms)
-        constant = forms[0].constant
-        for form in forms[1:]:
-            constant = constant + form.constant
-        return _LinearForm(terms, constant, forms[0].shape)
+    def after(self, source: str, steps: int) -> str:
+        """The population that sends what `source` sent `steps` steps before; an input's spikes pass one of their own,
+        as only populations send to themselves."""
+        chain = self.made.setdefault(source, [])
+        start = 0 if source in self.inputs else 1
+        if start == 0 and self.inputs[source].message_bits > 1:
+            raise GraphError(f"input {source!r} carries payloads of several bits, which no relay can delay.")
+        for step in range(start + len(chain), steps + 1):
+            name = f"{source}.after{step}"
+            before = chain[-1] if chain else source
+            operator = OneToOne(self.shapes[source], np.ones(math.prod(self.shapes[source])))
+            self.projections.append(Projection(f"{before}->{name}", before, name, operator, recurrent=step > 0))
+            chain.append(name)
+        return source if steps < start else chain[steps - start]
 
-    def out_of(self, key: str) -> _LinearForm:
-        """What leaves a node: its own spikes, or the linear form after it."""
-        node = self.graph.nodes[key]
-        if isinstance(node, (nir.Input, *SPIKING)):
-            shape = _shape(node.input_type["input"])
-            return _LinearForm((_Term(key, Identity(shape, shape)),), np.zeros(shape), shape)
-        if key not in self.outputs:
-            if key in self.active:
-                loop = " -> ".join([*self.active[self.active.index(key) :], key])
-                raise GraphError(f"the graph has a cycle without a neuron in it: {loop}.")
-            self.active.append(key)
-            arriving = self.into(key)
-            try:
-                self.outputs[key] = _after(node, arriving)
-            except (GraphError, ValueError, IndexError) as error:
-                raise GraphError(f"node {key!r} ({type(node).__name__}): {error}") from None
-            self.active.pop()
-        return self.outputs[key]
+    def among(self, populations: list[Population]) -> list[Population]:
+        """The populations with the relays of each behind it, and those of inputs first."""
+        zero = np.zeros(())
+        neuron = FloatNeuron(zero, zero, np.asarray(0.5), zero)
+        of = {
+            source: [Population(name, self.shapes[source], neuron) for name in chain]
+            for source, chain in self.made.items()
+        }
+        first = itertools.chain.from_iterable(of.get(key, []) for key in self.inputs)
+        rest = (each for population in populations for each in (population, *of.get(population.name, [])))
+        return [*first, *rest]
 
 
-def _after(node: nir.NIRNode, form: _LinearForm) -> _LinearForm:
+def _forms(graph: nir.NIRGraph, timing: Timing, recurrent: frozenset[tuple[str, str]]) -> dict[str, _LinearForm]:
+    """What arrives at each population, by linear paths from the spikes that reach it."""
+    sources: dict[str, list[str]] = {key: [] for key in graph.nodes}
+    for source, target in graph.edges:
+        sources[target].append(source)
+    leaving: dict[str, _LinearForm] = {}
+    for key, node in graph.nodes.items():
+        if isinstance(node, (nir.Input, *POPULATIONS)):
+            shape = out_shape(node)
+            leaving[key] = _LinearForm((_Term(key, Identity(shape, shape)),), np.zeros(shape), shape)
+    for key in wiring_order(graph):
+        node = graph.nodes[key]
+        if key in leaving:
+            continue
+        arriving = _sum(key, [_late(leaving[source], (source, key) in recurrent) for source in sources[key]])
+        try:
+            leaving[key] = _after(key, node, arriving, timing)
+        except (GraphError, ValueError, IndexError) as error:
+            raise GraphError(f"node {key!r} ({type(node).__name__}): {error}") from None
+    return {
+        key: _sum(key, [_late(leaving[source], (source, key) in recurrent) for source in sources[key]])
+        for key, node in graph.nodes.items()
+        if isinstance(node, POPULATIONS)
+    }
+
+
+def _late(form: _LinearForm, recurrent: bool) -> _LinearForm:
+    if not recurrent:
+        return form
+    return replace(form, terms=tuple(replace(term, lag=term.lag + 1) for term in form.terms))
+
+
+def _sum(key: str, forms: list[_LinearForm]) -> _LinearForm:
+    terms = tuple(term for form in forms for term in form.terms)
+    if len(terms) > LARGEST_PATHS:
+        raise GraphError(f"node {key!r}: more than {LARGEST_PATHS} linear paths meet in it; put a neuron on the way.")
+    constant = forms[0].constant
+    for form in forms[1:]:
+        constant = constant + form.constant
+    return _LinearForm(terms, constant, forms[0].shape)
+
+
+def _after(key: str, node: nir.NIRNode, form: _LinearForm, timing: Timing) -> _LinearForm:
     """The linear form after one more linear node."""
     bias: np.ndarray | None = None
+    shape = out_shape(node)
     match node:
+        case nir.Output():
+            return form
+        case nir.Delay():
+            return _delayed(form, whole_steps(key, node, timing))
         case nir.Linear() | nir.Affine():
             weight = np.asarray(node.weight, dtype=np.float64)
-            if weight.ndim != 2:
-                raise GraphError(f"weights of {weight.ndim} dimensions; only a matrix can be lowered.")
+            if form.shape != weight.shape[1:]:
+                raise GraphError(f"a matrix on {form.shape} works on the last dimension alone; flatten it before.")
             bias = np.asarray(node.bias, dtype=np.float64) if isinstance(node, nir.Affine) else None
-            shape: Shape = (weight.shape[0],)
 
             def step(first: LinearMap) -> LinearMap:
                 return compose.dense(first, weight)
 
-        case nir.Conv2d():
-            kernel = np.asarray(node.weight, dtype=np.float64)
-            stride, dilation = _pair(node.stride), _pair(node.dilation)
-            padding = _padding(node, kernel.shape[2:], stride, dilation)
-            groups = int(node.groups)
-            shape = compose.conv(Identity(form.shape, form.shape), kernel, stride, padding, dilation, groups).out_shape
-            bias = np.broadcast_to(np.asarray(node.bias, dtype=np.float64)[:, None, None], shape)
+        case nir.Conv1d() | nir.Conv2d():
+            if node.padding == "same":
+                raise GraphError("padding 'same' of an even kernel pads one side more than the other.")
+            # along one axis is along the width of an image one pixel high
+            lead = (1,) * (4 - np.ndim(node.weight))
+            kernel = np.asarray(node.weight, dtype=np.float64).reshape(
+                *node.weight.shape[:2], *lead, *node.weight.shape[2:]
+            )
+            image = (form.shape[0], *lead, *form.shape[1:])
+            stride, dilation = (*lead, *node.stride), (*lead, *node.dilation)
+            padding = (*(0,) * len(lead), *node.padding)
+            bias = np.broadcast_to(np.asarray(node.bias, np.float64).reshape(-1, *(1,) * (len(shape) - 1)), shape)
 
             def step(first: LinearMap) -> LinearMap:
-                return compose.conv(first, kernel, stride, padding, dilation, groups)
+                seen = compose.flatten(first, image)
+                return compose.flatten(compose.conv(seen, kernel, stride, padding, dilation, node.groups), shape)
 
         case nir.Scale():
             factor = np.asarray(node.scale, dtype=np.float64)
-            shape = form.shape
-            if factor.ndim == 1 and len(shape) == 3 and factor.shape[0] == shape[0]:
-                factor = factor[:, None, None]
 
             def step(first: LinearMap) -> LinearMap:
-                return compose.scale(first, factor)
+                return compose.scale(first, factor.reshape(first.out_shape))
 
         case nir.Flatten():
-            shape = _flat(form.shape, int(node.start_dim), int(node.end_dim))
 
             def step(first: LinearMap) -> LinearMap:
                 return compose.flatten(first, shape)
 
         case nir.SumPool2d() | nir.AvgPool2d():
-            if any(_pair(node.padding)):
-                raise GraphError("pooling with padding cannot be lowered.")
-            window = SumPool(_pair(node.kernel_size), _pair(node.stride))
-            shape = window.out_shape(form.shape)
+            window = SumPool(node.kernel_size, node.stride)
             average = isinstance(node, nir.AvgPool2d)
+            channels = form.shape[0]
+            cells = np.full((channels, 1, *node.kernel_size), 1 / math.prod(node.kernel_size) if average else 1.0)
 
             def step(first: LinearMap) -> LinearMap:
+                if any(node.padding):
+                    return compose.conv(first, cells, node.stride, node.padding, (1, 1), channels)
                 return compose.pool(first, window, average)
 
         case _:
-            raise GraphError("this node cannot be lowered.")
+            raise TypeError(f"no linear form after a {type(node).__name__}.")
     constant = _apply(step(Identity(form.shape, form.shape)), form.constant, shape)
     if bias is not None:
         constant = constant + bias
-    return _LinearForm(tuple(_Term(term.source, step(term.map)) for term in form.terms), constant, shape)
+    terms = tuple(replace(term, map=step(term.map)) for term in form.terms)
+    return _LinearForm(terms, constant, shape)
+
+
+def _delayed(form: _LinearForm, steps: np.ndarray) -> _LinearForm:
+    """Each element as many steps later. What is constant stays so: it was there before the first step."""
+    if int(steps.max()) > LARGEST_DELAY:
+        raise GraphError(f"a delay of {int(steps.max())} steps takes as many relays; {LARGEST_DELAY} is the limit.")
+    terms = []
+    for lag in np.unique(steps).tolist():
+        mask = np.asarray(steps == lag, dtype=np.float64)
+        for term in form.terms:
+            some = term.map if mask.all() else compose.scale(term.map, mask.reshape(term.map.out_shape))
+            terms.append(_Term(term.source, some, term.lag + lag))
+    if len(terms) > LARGEST_PATHS:
+        raise GraphError(f"its delays differ so much that {len(terms)} paths lead through it.")
+    return _LinearForm(tuple(terms), form.constant, form.shape)
 
 
 def _apply(step: LinearMap, value: np.ndarray, shape: Shape) -> np.ndarray:
     if not value.any():
         return np.zeros(shape)
     operator: Operator = compose.finish(step)
-    return operator.apply(torch.as_tensor(value, dtype=torch.float64)[None])[0].numpy().reshape(shape)
+    mapped = operator.apply(torch.as_tensor(value.reshape(1, *operator.in_shape), dtype=torch.float64))
+    return mapped[0].numpy().reshape(shape)
 
 
 def _neuron(
-    key: str, node: nir.NIRNode, form: _LinearForm, dt: float, reset: Reset
-) -> tuple[FloatNeuron, np.ndarray | None]:
-    """Discretise a neuron; the second value is the constant that must pass through its synaptic filter, if any."""
-    integrates = isinstance(node, INTEGRATORS)
-    if not integrates and np.any(np.asarray(node.v_reset) != 0):
-        raise GraphError(f"node {key!r}: a reset potential other than 0 cannot be lowered.")
-    gain = np.ones(()) if integrates else _gain(key, node, dt)
-    threshold = np.asarray(np.inf if integrates else node.v_threshold, dtype=np.float64)
-    current_keep, voltage_keep, leak = np.zeros(()), np.ones(()), np.zeros(())
-    if not isinstance(node, (nir.IF, nir.I)):
-        tau = _tau(node)
-        voltage_keep = 1 - dt / tau
-        leak = dt / tau * np.asarray(node.v_leak, dtype=np.float64)
-    if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
-        current_keep = 1 - dt / np.asarray(node.tau_syn, dtype=np.float64)
-    bias = leak / gain
-    through_filter: np.ndarray | None = None
-    if form.constant.any():
-        if np.any(current_keep > 0):
-            through_filter = form.constant
-        else:
-            bias = bias + form.constant
+    key: str, node: nir.NIRNode, arriving: np.ndarray, timing: Timing
+) -> tuple[FloatNeuron, np.ndarray | None, np.ndarray | None]:
+    """A neuron in steps, driven by the constant `arriving` besides its spikes.
+
+    The second value is the gain that its weights have to take on, if any; the third the constant that must pass through
+    its synaptic filter, if any.
+    """
+    one, zero = np.ones(()), np.zeros(())
+    if isinstance(node, nir.Threshold):
+        step, rest, threshold = Dynamics(zero, one, zero, one, zero), zero, np.asarray(node.threshold)
+    else:
+        check_reset(key, node, timing)
+        step = dynamics(key, node, timing)
+        fires = isinstance(node, SPIKING)
+        rest = np.asarray(node.v_reset, dtype=np.float64) if fires else zero
+        threshold = np.asarray(node.v_threshold if fires else np.inf, dtype=np.float64) - rest
+    gain = step.gain
+    into_weights = isinstance(node, INTEGRATORS) or bool(np.any(gain <= 0))
+    scale = one if into_weights else gain
+    constant = arriving * gain if into_weights else arriving
+    bias = (step.leak - (1 - step.voltage_keep) * rest) / scale
+    filtered = bool(np.any(step.current_keep > 0)) and bool(constant.any())
     neuron = FloatNeuron(
-        current_keep=_shrunk(current_keep),
-        voltage_keep=_shrunk(voltage_keep),
-        threshold=_shrunk(threshold / gain),
-        bias=_shrunk(bias),
-        reset="zero" if integrates else reset,
+        current_keep=_shrunk(step.current_keep),
+        voltage_keep=_shrunk(step.voltage_keep),
+        threshold=_shrunk(threshold / scale),
+        bias=_shrunk(bias if filtered else bias + constant),
+        reset=timing.reset if isinstance(node, SPIKING) else "zero",
     )
-    return neuron, through_filter
-
-
-def _gain(key: str, node: nir.NIRNode, dt: float) -> np.ndarray:
-    """g: what one unit of weighted input adds to the membrane in the step in which it arrives."""
-    for constant in ("tau", "tau_mem", "tau_syn"):
-        if hasattr(node, constant) and np.any(np.asarray(getattr(node, constant)) < dt):
-            smallest = float(np.min(getattr(node, constant)))
-            raise GraphError(f"node {key!r}: {constant} = {smallest:g} s is shorter than dt = {dt:g} s.")
-    resistance = np.asarray(node.r, dtype=np.float64)
-    gain: np.ndarray = dt * resistance if isinstance(node, (nir.IF, nir.I)) else dt / _tau(node) * resistance
-    if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
-        gain = gain * (dt / np.asarray(node.tau_syn, dtype=np.float64)) * np.asarray(node.w_in, dtype=np.float64)
-    if np.any(gain <= 0):
-        raise GraphError(f"node {key!r}: r and w_in must be positive, or the neuron hears its input inverted or not.")
-    return gain
-
-
-def _tau(node: nir.NIRNode) -> np.ndarray:
-    """The time constant of the membrane."""
-    cuba = isinstance(node, (nir.CubaLIF, nir.CubaLI))
-    return np.asarray(node.tau_mem if cuba else node.tau, dtype=np.float64)
+    return neuron, _shrunk(gain) if into_weights else None, np.asarray(constant) if filtered else None
 
 
 def _gained(key: str, form: _LinearForm, gain: np.ndarray) -> _LinearForm:
     """What arrives at a node, times `gain`, one for all or one a neuron."""
     try:
-        terms = tuple(_Term(term.source, compose.scale(term.map, gain)) for term in form.terms)
-        return _LinearForm(terms, form.constant * np.broadcast_to(gain, form.shape), form.shape)
+        terms = tuple(
+            replace(term, map=compose.scale(term.map, gain.reshape(term.map.out_shape) if gain.ndim else gain))
+            for term in form.terms
+        )
     except (GraphError, ValueError) as error:
         raise GraphError(f"node {key!r}: {error}") from None
+    return replace(form, terms=terms)
 
 
 def _shrunk(value: np.ndarray) -> np.ndarray:
@@ -327,87 +389,29 @@ def _shrunk(value: np.ndarray) -> np.ndarray:
     return value.reshape(-1)[0].reshape(()) if value.size and (value == value.reshape(-1)[0]).all() else value
 
 
-def _order(
-    graph: nir.NIRGraph, spiking: dict[str, nir.NIRNode], forms: dict[str, _LinearForm]
-) -> tuple[list[str], set[tuple[str, str]]]:
-    """Populations in topological order, and the (source, target) pairs that run backwards and are recurrent.
-
-    Where only cycles remain, the population nearest to an input goes next and what is missing becomes recurrent.
-    """
-    needs = {key: {term.source for term in forms[key].terms} & set(spiking) for key in spiking}
-    distance = dict.fromkeys(graph.inputs, 0)
-    frontier = list(graph.inputs)
-    while frontier:
-        frontier, last = [], frontier
-        for target, form in forms.items():
-            if target not in distance and any(term.source in last for term in form.terms):
-                distance[target] = 1 + min(distance[t.source] for t in form.terms if t.source in distance)
-                frontier.append(target)
-    unreached = [key for key in spiking if key not in distance]
-    if unreached:
-        raise GraphError(f"no input reaches node {unreached[0]!r}.")
-    order: list[str] = []
-    recurrent = {(key, key) for key in spiking if key in needs[key]}
-    remaining = list(spiking)
-    while remaining:
-        ready = [key for key in remaining if not needs[key] - set(order) - {key}]
-        chosen = ready[0] if ready else min(remaining, key=lambda key: distance[key])
-        recurrent |= {(source, chosen) for source in needs[chosen] - set(order) if source != chosen}
-        order.append(chosen)
-        remaining.remove(chosen)
-    return order, recurrent
-
-
-def _output_population(graph: nir.NIRGraph, walk: _Walk) -> str:
+def _output_population(graph: nir.NIRGraph) -> str:
     names = list(graph.outputs)
     if len(names) != 1:
         raise GraphError(f"the graph has {len(names)} Output nodes; a decision is read from one.")
-    sources = walk.sources[names[0]]
-    if len(sources) != 1 or not isinstance(graph.nodes[sources[0]], (*SPIKING, *INTEGRATORS)):
+    sources: list[str] = [source for source, target in graph.edges if target == names[0]]
+    if len(sources) != 1 or not isinstance(graph.nodes[sources[0]], POPULATIONS):
         raise GraphError(
             f"Output node {names[0]!r} is fed by {', '.join(map(repr, sources))}; the decision must be read from one "
-            "spiking population, or from one integrator (LI, CubaLI, I)."
+            "spiking population, or from one integrator (LI, CubaLI, I). Any graph runs in floats "
+            "(spikeport.converters.nir_float)."
         )
     return sources[0]
 
 
 def _check_supported(graph: nir.NIRGraph) -> None:
-    known = (nir.Input, nir.Output, *SPIKING, *INTEGRATORS, *LINEAR)
     for key, node in graph.nodes.items():
-        if not isinstance(node, known):
-            names = ", ".join(kind.__name__ for kind in (*SPIKING, *INTEGRATORS, *LINEAR))
-            raise GraphError(
-                f"node {key!r} is of type {type(node).__name__}, which cannot be lowered to the chip. "
-                f"Supported: {names}."
-            )
         followers = [target for source, target in graph.edges if source == key]
         if isinstance(node, INTEGRATORS) and not all(isinstance(graph.nodes[to], nir.Output) for to in followers):
             raise GraphError(
                 f"node {key!r} ({type(node).__name__}) feeds {', '.join(map(repr, followers))}: it sends no spikes, "
-                "only a membrane potential, and that can be read by the Output alone."
+                "only a membrane potential, which on the chip the Output alone can read. It runs in floats "
+                "(spikeport.converters.nir_float); for the chip, put a spiking neuron in its place."
             )
-
-
-def _agreed(spiking: dict[str, nir.NIRNode], field: str, given: float | str | None) -> Any:
-    """The value of `dt` or `reset` that metadata and caller agree on."""
-    found = {key: node.metadata[field] for key, node in spiking.items() if field in (node.metadata or {})}
-    values: set[Any] = {float(value) if field == "dt" else str(value) for value in found.values()}
-    if given is not None:
-        values.add(given)
-    if not values:
-        raise GraphError(f"{field} is not recorded in the file and was not given. {TIME_HELP}")
-    if len(values) > 1:
-        raise GraphError(f"{field} is contradictory: {', '.join(str(value) for value in sorted(values, key=str))}.")
-    value = values.pop()
-    if field == "reset" and value not in ("zero", "subtract"):
-        raise GraphError(f"reset = {value!r} is unknown; it is 'zero' or 'subtract'.")
-    if field == "dt" and not value > 0:
-        raise GraphError(f"dt = {value} must be positive.")
-    for key, node in spiking.items():
-        scheme = (node.metadata or {}).get("discretization", "euler")
-        if scheme != "euler":
-            raise GraphError(f"node {key!r}: discretization {scheme!r} is not supported; only 'euler' is.")
-    return value
 
 
 def _number(name: str, metadata: dict[str, Any], key: str, default: float) -> float:
@@ -420,34 +424,3 @@ def _number(name: str, metadata: dict[str, Any], key: str, default: float) -> fl
     if not math.isfinite(number):
         raise GraphError(f"{name}: the metadata has {key} = {value!r}, which is no number.")
     return number
-
-
-def _shape(value: object) -> Shape:
-    return tuple(int(extent) for extent in np.atleast_1d(np.asarray(value)))
-
-
-def _pair(value: object) -> Pair:
-    flat = np.atleast_1d(np.asarray(value, dtype=int)).ravel()
-    return (int(flat[0]), int(flat[-1]))
-
-
-def _padding(node: nir.Conv2d, kernel: tuple[int, ...], stride: Pair, dilation: Pair) -> Pair:
-    text = node.padding
-    if isinstance(text, bytes | np.bytes_):
-        text = text.decode()
-    if not isinstance(text, str):
-        return _pair(text)
-    if text == "valid":
-        return (0, 0)
-    reach = [gap * (extent - 1) for gap, extent in zip(dilation, kernel, strict=True)]
-    if stride != (1, 1) or any(extent % 2 for extent in reach):
-        raise GraphError("padding 'same' needs stride 1 and an odd kernel.")
-    return (reach[0] // 2, reach[1] // 2)
-
-
-def _flat(shape: Shape, start: int, end: int) -> Shape:
-    stop = end if end >= 0 else len(shape) + end
-    if not 0 <= start <= stop < len(shape):
-        raise GraphError(f"flattening dimensions {start}..{end} of shape {shape} is not possible.")
-    size = int(np.prod(shape[start : stop + 1]))
-    return (*shape[:start], size, *shape[stop + 1 :])

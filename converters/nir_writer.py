@@ -166,14 +166,14 @@ def _dynamics(
     fires = {} if threshold is None else {"v_threshold": full(threshold), "v_reset": full(0.0)}
     if neuron.tau_syn == 1 and math.isinf(neuron.tau_mem):
         kind = nir.I if threshold is None else nir.IF
-        return kind(r=full(_reciprocal(dt)), metadata=metadata, **fires)
+        return kind(r=full(reciprocal(dt)), metadata=metadata, **fires)
     tau_mem = min(neuron.tau_mem, NO_LEAK)
     constants = {"tau_syn": neuron.tau_syn * dt, "tau_mem": tau_mem * dt, "r": tau_mem, "v_leak": 0.0, "w_in": 1.0}
     kind = nir.CubaLI if threshold is None else nir.CubaLIF
     return kind(**{key: full(value) for key, value in constants.items()}, metadata=metadata, **fires)
 
 
-def _reciprocal(dt: float) -> float:
+def reciprocal(dt: float) -> float:
     """1 / dt, rounded such that its product with dt is 1: membranes that meet their threshold exactly must not fire."""
     near = (1 / dt, math.nextafter(1 / dt, math.inf), math.nextafter(1 / dt, 0.0))
     return next((value for value in near if value * dt == 1.0), near[0])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spikeport.converters.graph import ProcessGraph
+from spikeport.converters.graph import ProcessGraph, Reset
 from spikeport.converters.lower import lower
+from spikeport.converters.nir_float import FloatNetwork
 from spikeport.converters.nir_reader import read_nir
+from spikeport.converters.nir_timing import Discretization
 from spikeport.converters.nir_writer import to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
@@ -26,10 +28,24 @@ from spikeport.deploy.workload import count, prepare
 from spikeport.models.checkpoint import Trained
 from spikeport.models.datasets import Dataset
 from spikeport.models.errors import BackendError
+from spikeport.models.readouts import ReadoutKind
 from spikeport.models.recipe import Recipe, load_recipe
 from spikeport.models.trainer import train
 
-__all__ = ["Network", "OnChip", "accuracy", "convert", "load_recipe", "on_chip", "simulate", "train_recipe", "verify"]
+__all__ = [
+    "FloatNetwork",
+    "Network",
+    "OnChip",
+    "accuracy",
+    "convert",
+    "convert_file",
+    "load_recipe",
+    "on_chip",
+    "read_file",
+    "simulate",
+    "train_recipe",
+    "verify",
+]
 
 INPUT = "input"
 
@@ -68,6 +84,48 @@ def convert(network: Network, nir_file: Path | str) -> ProcessGraph:
     recipe = network.recipe
     samples = encode(recipe, network.data.train.images[: recipe.quantization.calibration_samples])
     integer, _ = quantize(lower(read_nir(Path(nir_file)), recipe.name), {INPUT: samples})
+    return integer
+
+
+def read_file(
+    path: Path | str,
+    *,
+    dt: float | None = None,
+    reset: Reset | None = None,
+    discretization: Discretization | None = None,
+) -> FloatNetwork:
+    """A network trained elsewhere, from a NIR file: `.run(inputs)` runs any such graph in floats, node by node.
+
+    dt and reset are needed where the file's metadata does not record them. Raises GraphError where the file is wrong.
+    """
+    return FloatNetwork(read_nir(Path(path)), str(path), dt=dt, reset=reset, discretization=discretization)
+
+
+def convert_file(
+    path: Path | str,
+    calibration: dict[str, np.ndarray],
+    *,
+    dt: float | None = None,
+    reset: Reset | None = None,
+    discretization: Discretization | None = None,
+    readout: ReadoutKind | None = None,
+) -> ProcessGraph:
+    """Lower a NIR file and quantise it on sample spikes (samples, steps, *shape) by input name: the chip's integers.
+
+    Raises GraphError naming the node that the chip cannot do; `read_file` runs it nevertheless.
+    """
+    first = next(iter(calibration.values()))
+    graph = lower(
+        read_nir(Path(path)),
+        Path(path).stem,
+        dt=dt,
+        reset=reset,
+        discretization=discretization,
+        steps=first.shape[1],
+        message_bits=max(1, int(max(array.max() for array in calibration.values())).bit_length()),
+        readout=readout,
+    )
+    integer, _ = quantize(graph, calibration)
     return integer
 
 

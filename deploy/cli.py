@@ -30,7 +30,8 @@ def cli() -> None:
     """Take a spiking network from training to neuromorphic hardware, checked spike for spike.
 
     `spikeport run digits -o runs/digits` does everything. Each stage is also its own command: it reads and writes files
-    in the run folder and can be run again alone. In order: train, export, quantize, map, simulate, verify, report.
+    in the run folder and can be run again alone. In order: train, export (or import for both), quantize, map, simulate,
+    verify, report.
     """
 
 
@@ -128,6 +129,48 @@ def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, sa
     from spikeport.deploy.stages import train_stage
 
     train_stage(place, _progress(), restart=restart, tensorboard=tensorboard, save_every_s=60 * save_every)
+
+
+@cli.command(name="import", short_help="A run folder from a network that was trained elsewhere.")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="Run folder [default: runs/FILE].")
+@click.option("--inputs", type=click.Path(path_type=Path, dir_okay=False), help="Spikes to run it on, .npz or .npy.")
+@click.option("--recipe", help="Take data, encoder, chip and checks from this recipe instead.")
+@click.option("--dt", type=click.FloatRange(0, min_open=True), help="Length of a step, in the file's unit of time.")
+@click.option("--reset", type=click.Choice(["zero", "subtract"]), help="What a neuron does when it has fired.")
+@click.option("--discretization", type=click.Choice(["euler", "exponential"]), help="[default: euler]")
+@click.option("--steps", type=click.IntRange(1), help="Length of a sample [default: that of the data].")
+@click.option("--readout", type=click.Choice(["count", "first_spike", "membrane"]), help="How a decision is read.")
+def import_(
+    file: Path,
+    folder: Path | None,
+    inputs: Path | None,
+    recipe: str | None,
+    dt: float | None,
+    reset: str | None,
+    discretization: Literal["euler", "exponential"] | None,
+    steps: int | None,
+    readout: Literal["count", "first_spike", "membrane"] | None,
+) -> None:
+    """Make a run folder of FILE (.nir) and run it in floats; then quantize, map, simulate, verify and report follow.
+
+    NIR stores no dt and no reset: where the file's metadata does not have them, --dt and --reset are needed. What the
+    chip cannot do still runs in floats here, and is named.
+
+    The .npz of --inputs holds x, integers (samples, steps, *shape), and optionally y, the class of each sample, and
+    x_calibration, samples that quantisation is calibrated on.
+    """
+    if (inputs is None) == (recipe is None):
+        raise click.UsageError("give what to run the network on: either --inputs FILE.npz or --recipe RECIPE.")
+    from spikeport.deploy.importing import Choices, import_stage
+    from spikeport.models.datasets.arrays import read_arrays_file
+    from spikeport.models.recipe import load_recipe
+
+    data = load_recipe(recipe) if recipe is not None else read_arrays_file(inputs) if inputs is not None else None
+    assert data is not None
+    choices = Choices(dt, reset, discretization, steps, readout)
+    origin = inputs.name if inputs is not None else ""
+    import_stage(file, folder or _default_folder(str(file), None), choices, data, origin, _progress())
 
 
 @cli.command(short_help="Write NIR, ONNX, or a network for SANA-FE.")

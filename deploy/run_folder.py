@@ -1,25 +1,30 @@
 """The run folder: which file each stage reads and writes, and how to get at them."""
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 import torch
 
 from spikeport.converters.graph import ProcessGraph
+from spikeport.converters.lower import lower
+from spikeport.converters.nir_reader import read_nir
 from spikeport.deploy.chip import Chip
 from spikeport.deploy.mapping import Mapping
 from spikeport.deploy.timing import Timing
 from spikeport.deploy.trace import Trace
 from spikeport.models.checkpoint import Trained, TrainingState
 from spikeport.models.datasets import Dataset, load_dataset
+from spikeport.models.datasets.arrays import arrays_dataset, read_arrays_file
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json, write_text
 from spikeport.models.processes import is_first_process
-from spikeport.models.recipe import Recipe, parse_recipe
+from spikeport.models.recipe import ArraysSection, ImportedRecipe, Recipe, parse_any_recipe, parse_recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +44,7 @@ class RunFolder:
         folder.__dict__["recipe_text"] = recipe_text
         if is_first_process():
             if folder.state_file.is_file() and not restart:
-                TrainingState.load(folder.state_file).check_recipe(folder.recipe, folder.state_file)
+                TrainingState.load(folder.state_file).check_recipe(folder.training_recipe, folder.state_file)
             write_text(folder.recipe_file, recipe_text)
         return folder
 
@@ -124,12 +129,30 @@ class RunFolder:
             raise SpikeportError(f"{self.recipe_file} cannot be read: {error}.") from None
 
     @cached_property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe | ImportedRecipe:
+        return parse_any_recipe(self.recipe_text, str(self.recipe_file))
+
+    @property
+    def training_recipe(self) -> Recipe:
+        """The recipe of a network that is trained here. Raises RecipeError where the network was imported."""
         return parse_recipe(self.recipe_text, str(self.recipe_file))
+
+    @property
+    def arrays_file(self) -> Path:
+        """The spikes that a user gave to an imported network."""
+        section = self.recipe.data
+        if not isinstance(section, ArraysSection):
+            raise SpikeportError(f"{self.path} runs on the data set {section.set}, not on given arrays.")
+        return self.path / section.file
 
     @cached_property
     def data(self) -> Dataset:
-        return load_data(self.recipe)
+        recipe = self.recipe
+        if isinstance(recipe, ImportedRecipe) and isinstance(recipe.data, ArraysSection):
+            note = str(self.result("import")["data_note"])
+            arrays = read_arrays_file(self.arrays_file)
+            return arrays_dataset(recipe.data.file, arrays, recipe.imported.output_size, note)
+        return load_data(recipe)
 
     def forget_state(self, everything: bool) -> None:
         """Delete what a training killed while it wrote its state has left; `everything`: the state as well."""
@@ -139,7 +162,15 @@ class RunFolder:
             self.state_file.unlink(missing_ok=True)
 
     def trained(self) -> Trained:
-        return Trained.load(self.checkpoint_file, self.recipe, self.data.image_shape, len(self.data.class_names))
+        recipe = self.training_recipe
+        return Trained.load(self.checkpoint_file, recipe, self.data.image_shape, len(self.data.class_names))
+
+    def float_graph(self) -> ProcessGraph:
+        """The network of the NIR file, lowered, before quantisation."""
+        recipe = self.recipe
+        if isinstance(recipe, ImportedRecipe):
+            return lower_imported(read_nir(self.nir_file), recipe)
+        return lower(read_nir(self.nir_file), recipe.name)
 
     @cached_property
     def graph(self) -> ProcessGraph:
@@ -151,8 +182,14 @@ class RunFolder:
         return self.encode(self.data.test.images)
 
     def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Images (n, channels, height, width) as integer spikes (n, steps, channels, height, width)."""
-        return {"input": encode(self.recipe, images)}
+        """Images (n, channels, height, width) as integer spikes (n, steps, *shape of the network's input)."""
+        spikes, recipe = encode(self.recipe, images), self.recipe
+        if not isinstance(recipe, ImportedRecipe):
+            return {"input": spikes}
+        shape = recipe.imported.input_shape
+        if spikes[0, 0].size != math.prod(shape):
+            raise SpikeportError(f"the data set's samples are of shape {spikes.shape[2:]}, the network takes {shape}.")
+        return {recipe.imported.input: spikes.reshape(*spikes.shape[:2], *shape)}
 
     def trace(self, backend: str) -> Trace:
         return Trace.load(self.trace_file(backend))
@@ -167,9 +204,25 @@ class RunFolder:
         return value
 
 
-def load_data(recipe: Recipe) -> Dataset:
+def lower_imported(graph: nir.NIRGraph, recipe: ImportedRecipe) -> ProcessGraph:
+    """Lower an imported network as its recipe has it. Raises GraphError naming what the chip cannot do."""
+    section = recipe.imported
+    return lower(
+        graph,
+        recipe.name,
+        dt=section.dt,
+        reset=section.reset,
+        discretization=section.discretization,
+        steps=section.steps,
+        message_bits=recipe.encoder.message_bits,
+        readout=section.readout,
+    )
+
+
+def load_data(recipe: Recipe | ImportedRecipe) -> Dataset:
     """The data set of a recipe. Raises DataError where it cannot be had."""
-    section, steps = recipe.data, recipe.network.steps
+    section, steps = recipe.data, recipe.steps
+    assert not isinstance(section, ArraysSection), "arrays lie in a run folder"
     return load_dataset(
         section.set,
         section.validation,
@@ -183,7 +236,7 @@ def load_data(recipe: Recipe) -> Dataset:
     )
 
 
-def encode(recipe: Recipe, images: np.ndarray) -> np.ndarray:
+def encode(recipe: Recipe | ImportedRecipe, images: np.ndarray) -> np.ndarray:
     """The first images of a split as the recipe's integer spikes, (n, steps, ...), uint8 or int32 by their bits."""
     dtype = torch.uint8 if recipe.encoder.message_bits <= 8 else torch.int32
     spikes = recipe.build_encoder()(torch.from_numpy(images), first_index=0).transpose(0, 1).to(dtype)

@@ -13,8 +13,6 @@ import torch
 
 from spikeport.converters.bundle import write_bundle
 from spikeport.converters.graph import ProcessGraph
-from spikeport.converters.lower import lower
-from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
@@ -68,7 +66,7 @@ def train_stage(
     An interrupted training goes on where its last state was written, and gives up that state if `restart` says so.
     Under torchrun only the first process writes and returns anything.
     """
-    recipe, data = folder.recipe, folder.data
+    recipe, data = folder.training_recipe, folder.data
     build_network(recipe, data.image_shape, len(data.class_names))  # refuses before any time is spent
     load_chip(recipe.chip.name)
     first = is_first_process()
@@ -135,7 +133,7 @@ def _float_trace(network: SpikingNetwork, folder: RunFolder, advance: Callable[.
         backend="float",
         graph="",
         samples=len(images),
-        steps=folder.recipe.network.steps,
+        steps=folder.recipe.steps,
         sizes=sizes,
         packed={name: np.concatenate(parts) for name, parts in packed.items()},
         membrane=np.concatenate(membranes) if membranes else None,
@@ -144,7 +142,7 @@ def _float_trace(network: SpikingNetwork, folder: RunFolder, advance: Callable[.
 
 def export_stage(folder: RunFolder, progress: Progress) -> Path:
     """Write the trained network as NIR, read it back, and check that it runs to the same spikes."""
-    recipe, data = folder.recipe, folder.data
+    recipe, data = folder.training_recipe, folder.data
     with _timed() as elapsed:
         network = folder.trained().network
         graph = to_nir(
@@ -153,7 +151,7 @@ def export_stage(folder: RunFolder, progress: Progress) -> Path:
         write_nir(graph, folder.nir_file)
         images = data.validation.images[:EXPORT_CHECK_SAMPLES].astype(np.float64)
         inputs = folder.encode(images)
-        reference = Reference(lower(read_nir(folder.nir_file), recipe.name))
+        reference = Reference(folder.float_graph())
         compared = differing = 0
         for part, expected in run_batches(network.double(), images, recipe.build_encoder()):
             again = reference.run({name: array[part] for name, array in inputs.items()})
@@ -188,7 +186,7 @@ def quantize_stage(
     recipe = folder.recipe
     bits = bits or recipe.quantization.weight_bits
     with _timed() as elapsed:
-        graph = lower(read_nir(folder.nir_file), recipe.name)
+        graph = folder.float_graph()
         samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
         with progress.task("search the scales", 1) as advance:
             integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)

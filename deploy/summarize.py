@@ -28,8 +28,10 @@ from spikeport.deploy.timing import simulate_timing
 from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.workload import count, prepare
 from spikeport.models.errors import SpikeportError
+from spikeport.models.recipe import ImportedRecipe
 
 STAGES = (
+    "import",
     "train",
     "export",
     "quantize",
@@ -66,27 +68,11 @@ def summarize(folder: RunFolder) -> Summary:
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, decided), 1)
     verified = folder.result("verify")
-    training, rule = folder.result("train"), recipe.rule.build()
     return Summary(
         spikeport_version=version("spikeport"),
         name=recipe.name,
         recipe=folder.recipe_text,
-        training=Training(
-            rule=recipe.rule.name,
-            rule_title=rule.title,
-            reconstruction="reconstructed" in rule.title,
-            architecture=recipe.network.architecture,
-            steps=recipe.network.steps,
-            epochs=recipe.training.epochs,
-            best_epoch=training["best_epoch"],
-            parameters=training["parameters"],
-            seed=recipe.seed,
-            train_samples=len(folder.data.train),
-            validation_samples=len(folder.data.validation),
-            test_samples=len(folder.data.test),
-            dataset=folder.data.name,
-            dataset_note=folder.data.note,
-        ),
+        training=_training(folder),
         readout=Readout(kind=graph.readout.kind, population=graph.readout.population, keep=graph.readout.keep),
         accuracy=_accuracies(folder, graph, float_trace, reference, trace),
         accuracy_by_step=_accuracy_by_step(graph, float_trace, reference, labels),
@@ -106,6 +92,46 @@ def summarize(folder: RunFolder) -> Summary:
         gpu=_gpu(gpu),
         gpu_skipped=gpu.get("skipped"),
         seconds={stage: folder.result(stage)["seconds"] for stage in STAGES if folder.result_file(stage).is_file()},
+    )
+
+
+def _training(folder: RunFolder) -> Training:
+    """How the network was trained, or where it was imported from."""
+    recipe, data = folder.recipe, folder.data
+    imported = isinstance(recipe, ImportedRecipe)
+    found = folder.result("import" if imported else "train")
+    shared: dict[str, Any] = {
+        "steps": recipe.steps,
+        "parameters": found["parameters"],
+        "seed": recipe.seed,
+        "train_samples": len(data.train),
+        "validation_samples": len(data.validation),
+        "test_samples": len(data.test),
+        "dataset": data.name,
+        "dataset_note": data.note,
+    }
+    if isinstance(recipe, ImportedRecipe):
+        section = recipe.imported
+        how = f"{section.source}: dt = {section.dt:g}, reset {section.reset}, {section.discretization} steps"
+        return Training(
+            rule="imported",
+            rule_title="imported",
+            reconstruction=False,
+            architecture=found["architecture"],
+            epochs=0,
+            best_epoch=0,
+            imported=how,
+            **shared,
+        )
+    rule = recipe.rule.build()
+    return Training(
+        rule=recipe.rule.name,
+        rule_title=rule.title,
+        reconstruction="reconstructed" in rule.title,
+        architecture=recipe.network.architecture,
+        epochs=recipe.training.epochs,
+        best_epoch=found["best_epoch"],
+        **shared,
     )
 
 
@@ -139,16 +165,12 @@ def _accuracies(
     folder: RunFolder, graph: ProcessGraph, float_trace: Trace, reference: Trace, trace: Trace
 ) -> Accuracies:
     labels = folder.data.test.labels
-    training = folder.result("train")
-    best = next(epoch for epoch in training["history"] if epoch["epoch"] == training["best_epoch"])
 
     def accuracy(of: Trace) -> Accuracy:
         return Accuracy(accuracy=_share(decisions(graph.readout, of), labels), samples=of.samples)
 
     return Accuracies(
-        validation_float=Accuracy(
-            accuracy=best["validation_accuracy"], samples=len(folder.data.validation), split="validation"
-        ),
+        validation_float=None if isinstance(folder.recipe, ImportedRecipe) else _validation(folder),
         float=accuracy(float_trace),
         quantized=accuracy(reference),
         simulated=accuracy(trace),
@@ -156,6 +178,12 @@ def _accuracies(
         lava_skipped=_lava_skipped(folder),
         loihi2=accuracy(folder.trace("loihi2")) if folder.trace_file("loihi2").is_file() else None,
     )
+
+
+def _validation(folder: RunFolder) -> Accuracy:
+    training = folder.result("train")
+    best = next(epoch for epoch in training["history"] if epoch["epoch"] == training["best_epoch"])
+    return Accuracy(accuracy=best["validation_accuracy"], samples=len(folder.data.validation), split="validation")
 
 
 def _lava_skipped(folder: RunFolder) -> str | None:

@@ -28,9 +28,10 @@ class Accuracy(_Model):
 
 
 class Accuracies(_Model):
-    """float: the trained network; quantized: exact integers on torch; simulated: the event simulator."""
+    """float: the trained network; quantized: exact integers on torch; simulated: the event simulator. An imported
+    network has no validation."""
 
-    validation_float: Accuracy
+    validation_float: Accuracy | None
     float: Accuracy
     quantized: Accuracy
     simulated: Accuracy
@@ -287,7 +288,11 @@ class GpuMeasurement(_Model):
 
 
 class Training(_Model):
-    """How the network was trained. rule_title: the rule by its full name, "reconstructed" said in it."""
+    """How the network was trained. rule_title: the rule by its full name, "reconstructed" said in it.
+
+    imported: where a network comes from that was not trained here, and how it runs in steps; rule is "imported" then,
+    and epochs are 0.
+    """
 
     rule: str
     rule_title: str = ""
@@ -303,6 +308,7 @@ class Training(_Model):
     test_samples: int
     dataset: str
     dataset_note: str
+    imported: str = ""
 
 
 class Summary(_Model):

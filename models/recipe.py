@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import json
 import math
 import tomllib
 from collections.abc import Iterable
@@ -44,6 +45,31 @@ class DataSection(_Section):
     events: Literal["binary", "count"] = "binary"
     downsample: int = Field(default=1, ge=1)
     subset: bool = False
+
+
+class ArraysSection(_Section):
+    """[data] set = "arrays": given spikes (`spikeport.models.datasets.arrays`), in `file` of the run folder."""
+
+    set: Literal["arrays"]
+    file: str = "inputs.npz"
+
+
+class ImportSection(_Section):
+    """[import]: a network that was trained elsewhere, and how it runs.
+
+    source: the file that it came from. dt, reset, discretization: how its equations become steps
+    (`spikeport.converters.nir_timing`). input, input_shape: its Input node. output_size: classes.
+    """
+
+    source: str
+    steps: int = Field(gt=0, le=1 << 16)
+    dt: float = Field(gt=0)
+    reset: Literal["zero", "subtract"] = "zero"
+    discretization: Literal["euler", "exponential"] = "euler"
+    readout: ReadoutKind
+    input: str
+    input_shape: Annotated[tuple[int, ...], FROM_LIST]
+    output_size: int = Field(gt=0)
 
 
 class NetworkSection(_Section):
@@ -253,21 +279,49 @@ class CheckSection(_Section):
     lava_timeout_s: float = Field(default=600.0, gt=0)
 
 
-class Recipe(_Section):
-    """A whole recipe."""
+class _Common(_Section):
+    """What every recipe has, whether its network is trained or imported."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=1, ge=0, lt=1 << 32)
+    encoder: EncoderSection = EncoderSection()
+    quantization: QuantizationSection = QuantizationSection()
+    chip: ChipSection = ChipSection()
+    check: CheckSection = CheckSection()
+
+    @property
+    def steps(self) -> int:
+        """Length of a sample."""
+        raise NotImplementedError
+
+    def build_encoder(self) -> Encoder:
+        section = self.encoder
+        return Encoder(section.name, self.steps, section.message_bits, section.gain, seed=self.seed)
+
+
+class ImportedRecipe(_Common):
+    """A recipe whose network was trained elsewhere: [import] stands in place of all that is about training.
+
+    The import writes it, into the run folder.
+    """
+
+    imported: ImportSection = Field(alias="import")
+    data: Annotated[DataSection | ArraysSection, Field(discriminator="set")]
+
+    @property
+    def steps(self) -> int:
+        return self.imported.steps
+
+
+class Recipe(_Common):
+    """A whole recipe."""
+
     data: DataSection
     network: NetworkSection
-    encoder: EncoderSection = EncoderSection()
     rule: RuleSection = CsbpSection()
     loss: LossSection = LossSection()
     readout: ReadoutSection = ReadoutSection()
     training: TrainingSection
-    quantization: QuantizationSection = QuantizationSection()
-    chip: ChipSection = ChipSection()
-    check: CheckSection = CheckSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -288,9 +342,9 @@ class Recipe(_Section):
             raise ValueError('readout.kind = "membrane" and network.output = "membrane" go together')
         return self
 
-    def build_encoder(self) -> Encoder:
-        section = self.encoder
-        return Encoder(section.name, self.network.steps, section.message_bits, section.gain, seed=self.seed)
+    @property
+    def steps(self) -> int:
+        return self.network.steps
 
     @property
     def readout_kind(self) -> ReadoutKind:
@@ -331,15 +385,43 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def parse_recipe(text: str, origin: str) -> Recipe:
-    """Parse and check the text of a recipe; `origin` names it in errors."""
+    """Parse and check the text of a recipe that trains; `origin` names it in errors."""
+    recipe = parse_any_recipe(text, origin)
+    if isinstance(recipe, ImportedRecipe):
+        raise RecipeError(f"{origin} is of an imported network ([import]), which there is nothing to train of.")
+    return recipe
+
+
+def parse_any_recipe(text: str, origin: str) -> Recipe | ImportedRecipe:
+    """Parse and check the text of a recipe, of a network to train or of one that was imported."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
+    kind: type[Recipe | ImportedRecipe] = ImportedRecipe if "import" in values else Recipe
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {explain(error, Recipe)}") from None
+        raise RecipeError(f"{origin}: {explain(error, kind)}") from None
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Text of a recipe from its keys and sections, tables inside a section included."""
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, section in values.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{key}]"]
+            lines += [f"{name} = {_toml(value)}" for name, value in section.items() if not isinstance(value, dict)]
+            for name, table in section.items():
+                if isinstance(table, dict):
+                    lines += ["", f"[{key}.{name}]"]
+                    lines += [f"{_toml(each)} = {_toml(value)}" for each, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it; JSON's text, whole numbers and lists are TOML's as well."""
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -393,7 +475,9 @@ def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[A
 def _choices(field: FieldInfo) -> dict[str, Any]:
     """The sections that a field takes by their names; none where it takes but one."""
     sections = get_args(field.annotation) if field.discriminator else ()
-    return {get_args(section.model_fields[field.discriminator].annotation)[0]: section for section in sections}
+    return {
+        name: section for section in sections for name in get_args(section.model_fields[field.discriminator].annotation)
+    }
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
