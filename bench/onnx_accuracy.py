@@ -40,8 +40,8 @@ STEPS = (1, 2, 4, 8, 16, 32)
 LARGEST_STEPS, LARGEST_LOSS = 32, 0.5
 """The must: at so many steps or fewer, at most so many points below the ANN, as floats and with 8 bits."""
 
-MESSAGE_BITS = 8
-BALANCED_ON, SCALED_ON = 1000, 16
+MESSAGE_BITS = Conversion.message_bits
+BALANCED_ON, SCALED_ON = 1000, 32
 """Training samples that thresholds are balanced on and scales are searched on."""
 
 AS_FLOATS, ON_TORCH = 1000, 100

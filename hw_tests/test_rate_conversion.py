@@ -42,7 +42,7 @@ def test_lava_runs_converted_networks_spike_for_spike(neuron: NeuronKind, tmp_pa
     rng = np.random.default_rng(1)
     ann = read_onnx(residual_network().save(tmp_path / "network.onnx"))
     images = rng.integers(0, 256, (20, 2, 6, 6)).astype(np.uint8)
-    graph = lower(convert(ann, images / 255, Conversion(STEPS, neuron)), "network")
+    graph = lower(convert(ann, images / 255, Conversion(STEPS, neuron, message_bits=8)), "network")
     inputs = {"input": np.repeat(images[:, None], STEPS, axis=1)}
     integer, _ = quantize(graph, {"input": inputs["input"][:8]})
     few = {"input": inputs["input"][:3]}
