@@ -9,8 +9,8 @@ have registers of their own, of 12 and 17 bits, and keep them whatever the bits 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
 least from the float network's wins; the error of the weights decides a draw. A population whose membrane is the readout
-sends no spikes: there the share of samples that are decided otherwise and the error of the last membrane count, and v
-has to stay within half of its range on the sample data, as beyond the largest threshold it would fire.
+sends no spikes: there the share of samples that are decided otherwise and the error of the last membrane count. u, and
+the v that is read, have to stay within half of their range on the sample data: beyond it u wraps, and v would fire.
 """
 
 from collections.abc import Callable
@@ -93,9 +93,10 @@ class LayerError:
     @property
     def rank(self) -> tuple[float, ...]:
         """The scale of the smallest rank wins."""
+        overfull = float(self.headroom > HEADROOM)
         if self.membrane_error is None or self.decision_error is None:
-            return self.spike_error, self.weight_error
-        return float(self.headroom > HEADROOM), self.decision_error, self.membrane_error, self.weight_error
+            return overfull, self.spike_error, self.weight_error
+        return overfull, self.decision_error, self.membrane_error, self.weight_error
 
 
 @dataclass(frozen=True)

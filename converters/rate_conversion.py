@@ -17,6 +17,8 @@ rounding to nearest. There are three ways to build it:
               membrane only shows u in this step, so the h is a threshold that is half as high: fire where u > h. This
               runs on Loihi and Lava, whose own reset only knows zero. Their current cannot be kept entirely: u loses
               1/4096 in every step. A bias has to come through a synapse too, from a source that fires at every step.
+              And u has 24 bits for the sum of all steps, that of a neuron which never fires included: the more bits a
+              graded input has and the more steps a sample, the fewer are left for the weights of the first layer.
     subtract  The membrane sums up and loses one threshold at a spike. No chip and no Lava process has this reset. The
               h comes in equal parts with every step's bias.
     zero      The membrane sums up and a spike sets it to zero, as on the chip: what lay above the threshold is lost.
@@ -69,7 +71,8 @@ CALIBRATION_BATCH = 250
 class Conversion:
     """How an ANN is converted.
 
-    steps: length of a sample, T. message_bits: bits of the input's payload; 1 for rate-coded binary spikes.
+    steps: length of a sample, T. message_bits: bits of the input's payload, the same value at every step; 1 for
+    rate-coded binary spikes. With 4 bits and the neuron "synapse", the first layer keeps 8-bit weights over 32 steps.
     percentile: of the activations, becomes the threshold. per_channel: a threshold for each channel of an image and
     each element of a vector, else one for the layer. mean, std: the ANN takes (x - mean) / std for images x in 0..1,
     each a number for every channel or one for all.
@@ -77,7 +80,7 @@ class Conversion:
 
     steps: int
     neuron: NeuronKind = "synapse"
-    message_bits: int = 8
+    message_bits: int = 4
     percentile: float = 99.9
     per_channel: bool = True
     mean: tuple[float, ...] = (0.0,)

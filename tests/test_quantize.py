@@ -373,7 +373,7 @@ def test_the_float_graph_is_left_as_it_was() -> None:
 def test_graded_inputs_are_calibrated_with_their_payloads() -> None:
     rng = np.random.default_rng(0)
     graph = one_population(rng.normal(0.002, 0.01, (6, 10)), neuron=floats(0.6))
-    graph = replace(graph, inputs=(replace(graph.inputs[0], message_bits=8),))
+    graph = replace(graph, inputs=(replace(graph.inputs[0], message_bits=4),))
     calibration = {"in0": rng.integers(0, 256, (12, STEPS, 10))}
     made, report = quantize(graph, calibration)
     assert Reference(graph).run(calibration).spikes["out"].float().mean() > 0.05
@@ -464,6 +464,17 @@ def test_a_membrane_stays_within_half_of_its_range(steps: int, drive: float) -> 
     assert (report.layers[0].headroom > 0.2) == (steps > 8)
     assert not run.spikes["out"].any()
     assert report.layers[0].membrane_error < 0.05  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("steps", [30, 120])
+def test_a_current_that_sums_up_stays_within_half_of_its_range(steps: int) -> None:
+    """Inhibition over many steps: beyond the range u would wrap, and the neurons that it keeps silent would fire."""
+    weight = np.random.default_rng(0).uniform(-1, 0.4, (6, 8))
+    graph = one_population(weight, neuron=floats(1.0, 1 - 1 / 4096, 0.0), steps=steps)
+    graph = replace(graph, inputs=(replace(graph.inputs[0], message_bits=4),))
+    calibration = {"in0": np.full((4, steps, 8), 15, np.uint8)}
+    _, report = quantize(graph, calibration)
+    assert 0.2 < report.layers[0].headroom <= 0.5
 
 
 def test_an_integrator_beside_whose_membrane_every_weight_vanishes_is_refused() -> None:
