@@ -166,6 +166,21 @@ def quantize(
     return integer, QuantizationReport(samples, bits, tuple(errors))
 
 
+def layer_errors(
+    graph: ProcessGraph, integer: ProcessGraph, scales: dict[str, float], calibration: dict[str, np.ndarray]
+) -> QuantizationReport:
+    """The errors of an integer graph, as `quantize` reports them, whose numbers are not the nearest ones any more."""
+    truth = Reference(graph).run(calibration, record=True)
+    sent = calibration | {name: array.numpy() for name, array in Reference(integer).run(calibration).spikes.items()}
+    errors = []
+    for population, found in zip(graph.populations, integer.populations, strict=True):
+        name = population.name
+        incoming, scaled = graph.incoming(name), integer.incoming(name)
+        errors.append(_measure(graph, population, found, incoming, scaled, sent, truth, scales[name]))
+    bits = max((projection.weight_bits for projection in integer.projections), default=MAX_WEIGHT_BITS)
+    return QuantizationReport(next(iter(calibration.values())).shape[0], bits, tuple(errors))
+
+
 def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int) -> list[tuple[float, float]]:
     """The scales to try, and by how much each clips the weights of the projection with the smallest range."""
     reach = float(truth.u[population.name].abs().max())
