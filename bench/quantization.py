@@ -82,9 +82,7 @@ def quantized_figures(folder: RunFolder, bits: int, epochs: int, progress: Conso
     with progress.task(f"{recipe.name}, {bits} bits: search the scales", 1) as advance:
         integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
     found: dict[str, Any] = {"ptq": asdict(measure(integer, folder)), "epochs": epochs}
-    network = IntegerNetwork(
-        graph, integer, {each.population: each.scale for each in report.layers}, recipe.rule.build()
-    )
+    network = IntegerNetwork(graph, integer, report.scales, recipe.rule.build())
     state_file = WORK / f"{recipe.name}-{recipe.seed}-{integer.fingerprint()}.pt"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     batches = -(-len(folder.data.train) // recipe.training.batch_size) * epochs
@@ -129,7 +127,7 @@ def lines(results: dict[str, Any]) -> list[list[str]]:
         for bits, found in sorted(run["bits"].items(), key=lambda entry: -int(entry[0])):
             cells = [f"{100 * figures['accuracy']:.2f}" for figures in (run["float"], found["ptq"], found["qat"])]
             counts = [f"{figures['spikes']:,.0f}" for figures in (run["float"], found["ptq"], found["qat"])]
-            kept = f"{found['best_epoch']} of {found['epochs']}" if found["best_epoch"] else "none, the start"
+            kept = f"{found['best_epoch']} of {found['epochs']}" if found["best_epoch"] else "the start"
             out.append([name, cells[0], bits, *cells[1:], *counts, kept])
     return out
 
@@ -149,8 +147,8 @@ Written by `bench/quantization.py` from `docs/quantization.json`; `make bench-qu
 
 Test accuracy on exact integers, and spikes of all populations. PTQ: post-training quantisation, the scale of each
 population searched on training samples. QAT: fine-tuning from there under the run's own rule, the integer arithmetic
-in the forward pass; the epoch that is kept is the best on the validation split, or the start. Musts: PTQ at 8 bits
-within 0.1 points of float, QAT at 4 bits within 0.5.
+in the forward pass; the epoch that is kept is the best on the validation split, or the start if all are worse. Musts:
+PTQ at 8 bits within 0.1 points of float, QAT at 4 bits within 0.5.
 
 {table}
 

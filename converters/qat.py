@@ -57,7 +57,7 @@ class IntegerNetwork(TrainableNetwork):
         scales: integers per unit of input, by population.
         rule: whose backward pass trains.
         native_units: the graph's units are those that the rule's settings (widths, floors) are in. Otherwise each
-            population's threshold is taken as one.
+            population's threshold is taken as one, as it always is where its neurons have different ones.
 
     Raises QuantizationError naming the population that cannot be trained: one in a loop, or with more than one decay;
     RecipeError where the rule is not defined for one.
@@ -88,7 +88,7 @@ class IntegerNetwork(TrainableNetwork):
                 raise QuantizationError(f"population {name!r} is in a loop; fine-tuning takes feed-forward graphs.")
             found = {p.name: p for p in integer.incoming(name)}
             pairs = [(projection, found[projection.name]) for projection in incoming]
-            dtype = _exact_type(graph, [made for _, made in pairs])
+            dtype = _exact_type(graph, pairs)
             for projection, made in pairs:
                 weight = projection.operator.weight
                 key = (weight.shape, weight.tobytes())  # of several levels or branches: one array, trained as one
@@ -166,19 +166,19 @@ def _key(name: str) -> str:
     return "of " + name.replace(".", "\u2024")
 
 
-def _exact_type(graph: ProcessGraph, incoming: list[Projection]) -> torch.dtype:
+def _exact_type(graph: ProcessGraph, pairs: list[tuple[Projection, Projection]]) -> torch.dtype:
     """The narrowest type in which no sum into a population is rounded, whatever its weights become."""
     total, units = 0, []
-    for projection in incoming:
+    for projection, made in pairs:
         source = graph.node(projection.source)
         payload = (1 << source.message_bits) - 1 if isinstance(source, Input) else 1
         weight = projection.operator.weight
-        low, high, step = weight_range(sign_mode(weight), projection.weight_bits)
+        low, high, step = weight_range(sign_mode(weight), made.weight_bits)
         full = projection.operator.with_weight(np.full(weight.shape, max(high, -low), dtype=np.int64))
-        total += int(full.magnitude_bound()) * payload << projection.exponent
-        units.append(step << projection.exponent)
+        total += int(full.magnitude_bound()) * payload << made.exponent
+        units.append(step << made.exponent)
     if units and total // min(units) >= 1 << 53:
-        raise QuantizationError(f"sums into population {incoming[0].target!r} exceed 53 bits and cannot be exact.")
+        raise QuantizationError(f"sums into population {pairs[0][0].target!r} exceed 53 bits and cannot be exact.")
     return torch.float32 if not units or total // min(units) < EXACT_SUM else torch.float64
 
 
@@ -338,7 +338,7 @@ class FineTuned:
     """The network that was kept, and how it came about.
 
     start_accuracy: of the integer network before, on the validation split. best_epoch: the one that was kept, 0 where
-    none was better than the start. accuracy: of what was kept. seconds: spent, over all parts of an interrupted one.
+    all were worse than the start. accuracy: of what was kept. seconds: spent, over all parts of an interrupted one.
     """
 
     graph: ProcessGraph
@@ -366,7 +366,7 @@ def fine_tune(
 ) -> FineTuned:
     """Train an integer network on, as the recipe's [training] says (`Recipe.with_fine_tuning`), in place.
 
-    Kept is the epoch whose integer network decides best on the validation split, or the start if none is better. The
+    Kept is the epoch whose integer network decides best on the validation split, or the start if all are worse. The
     other arguments are those of `spikeport.models.trainer.train`.
     """
     start = network.export()

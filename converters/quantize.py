@@ -105,6 +105,11 @@ class QuantizationReport:
     weight_bits: int
     layers: tuple[LayerError, ...]
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """Integers per unit of input, by population."""
+        return {layer.population: layer.scale for layer in self.layers}
+
     def to_json(self) -> dict[str, Any]:
         layers = [asdict(layer) for layer in self.layers]
         return {"samples": self.samples, "weight_bits": self.weight_bits, "layers": layers}

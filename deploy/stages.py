@@ -207,9 +207,8 @@ def quantize_stage(
         )
         found: dict[str, Any] = {}
         if epochs:
-            scales = {layer.population: layer.scale for layer in report.layers}
-            tuned = _fine_tune(folder, graph, integer, scales, epochs, progress)
-            integer, report = tuned.graph, layer_errors(graph, tuned.graph, scales, samples)
+            tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)
+            integer, report = tuned.graph, layer_errors(graph, tuned.graph, report.scales, samples)
             found["fine_tuning"] = tuned.to_json()
         if with_sensitivity:
             found["sensitivity"] = _measure_sensitivity(folder, graph, integer, progress).to_json()
@@ -243,7 +242,7 @@ def _fine_tune(
             state_file=folder.fine_tuning_file(integer),
         )
     kept = (
-        f"best epoch {tuned.best_epoch} of {epochs}" if tuned.best_epoch else "no epoch was better, the start is kept"
+        f"best epoch {tuned.best_epoch} of {epochs}" if tuned.best_epoch else "every epoch was worse, the start is kept"
     )
     progress.say(f"fine-tuned: validation accuracy {tuned.start_accuracy:.2%} before, {tuned.accuracy:.2%}; {kept}")
     return tuned
