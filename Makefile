@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-train accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE an
 
 bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
 	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png
+
+bench-quantization: setup ## accuracy and spikes at 8 to 2 bits of trained runs; exit status 1 where a must is missed
+	$(BIN)/python bench/quantization.py
 
 accuracy: setup ## the accuracy of the published methods from stored results; exit status 1 where a must is missed
 	$(BIN)/python bench/accuracy.py

@@ -25,6 +25,7 @@ from train_step import Job
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.datasets.base import Dataset, Split
 from spikeport.models.memory import keep_freed_memory
+from spikeport.models.networks import build_network
 from spikeport.models.processes import join_processes
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import CSBP, STBP, TSSL
@@ -72,8 +73,9 @@ def train(job: Job) -> dict[str, Any]:
         fit_curves(asked.network.neuron(), job.steps)  # once a training, so no part of a step
     with join_processes("cpu") as processes, keep_freed_memory(processes.device):
         code = load_windows()
-        training = _Training(asked, data, processes)
-        network = training.network
+        torch.manual_seed(asked.seed)
+        network = build_network(asked, data.image_shape, len(data.class_names))
+        training = _Training(network, asked, data, processes)
         network.rule = replace(network.rule, eager=job.eager)
         with torch.no_grad():
             for weight, first in zip(training.parameters, train_step.first_weights(job.network), strict=True):

@@ -79,8 +79,8 @@ class Operator:
     def n_out(self) -> int:
         return math.prod(self.out_shape)
 
-    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
-        """x: (batch, *in_shape), a floating dtype -> (batch, *out_shape)."""
+    def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
+        """x: (batch, *in_shape), a floating dtype -> (batch, *out_shape). `weight` stands in for the operator's own."""
         raise NotImplementedError
 
     def with_weight(self, weight: np.ndarray) -> Self:
@@ -174,8 +174,9 @@ class Dense(Operator):
     def out_shape(self) -> Shape:
         return self.shape_out or (int(self.weight.shape[0]),)
 
-    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
-        flat = self._pooled(x).flatten(1) @ _tensor(self.weight, x).T
+    def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
+        weight = _tensor(self.weight, x) if weight is None else weight
+        flat = self._pooled(x).flatten(1) @ weight.T
         return flat.reshape(-1, *self.out_shape)
 
     def magnitude_bound(self) -> float:
@@ -225,10 +226,10 @@ class Conv2d(Operator):
         ]
         return (int(self.weight.shape[0]), size[0], size[1])
 
-    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
+    def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
         import torch.nn.functional as F
 
-        weight = _tensor(self.weight, x)
+        weight = _tensor(self.weight, x) if weight is None else weight
         return F.conv2d(self._pooled(x), weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def magnitude_bound(self) -> float:
@@ -279,11 +280,12 @@ class Sparse(Operator):
     def out_shape(self) -> Shape:
         return self.shape_out
 
-    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
+    def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
         import torch
 
         indices = torch.as_tensor(np.stack([self.source, self.target]), device=x.device)
-        terms = x.flatten(1)[:, indices[0]] * _tensor(self.weight, x)
+        weight = _tensor(self.weight, x) if weight is None else weight
+        terms = x.flatten(1)[:, indices[0]] * weight
         out = torch.zeros((x.shape[0], self.n_out), dtype=x.dtype, device=x.device)
         return out.index_add(1, indices[1], terms).reshape(-1, *self.shape_out)
 
@@ -310,8 +312,9 @@ class OneToOne(Operator):
     def out_shape(self) -> Shape:
         return self.in_shape
 
-    def apply(self, x: "torch.Tensor") -> "torch.Tensor":
-        return (x.flatten(1) * _tensor(self.weight, x)).reshape(-1, *self.in_shape)
+    def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
+        weight = _tensor(self.weight, x) if weight is None else weight
+        return (x.flatten(1) * weight).reshape(-1, *self.in_shape)
 
     def magnitude_bound(self) -> float:
         return float(_sizes(self.weight).max(initial=0))

@@ -107,6 +107,11 @@ class QuantizationReport:
     weight_bits: int
     layers: tuple[LayerError, ...]
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """Integers per unit of input, by population."""
+        return {layer.population: layer.scale for layer in self.layers}
+
     def to_json(self) -> dict[str, Any]:
         layers = [asdict(layer) for layer in self.layers]
         return {"samples": self.samples, "weight_bits": self.weight_bits, "layers": layers}
@@ -166,6 +171,21 @@ def quantize(
     )
     samples = next(iter(calibration.values())).shape[0]
     return integer, QuantizationReport(samples, bits, tuple(errors))
+
+
+def layer_errors(
+    graph: ProcessGraph, integer: ProcessGraph, scales: dict[str, float], calibration: dict[str, np.ndarray]
+) -> QuantizationReport:
+    """The errors of an integer graph, as `quantize` reports them, whose numbers are not the nearest ones any more."""
+    truth = Reference(graph).run(calibration, record=True)
+    sent = calibration | {name: array.numpy() for name, array in Reference(integer).run(calibration).spikes.items()}
+    errors = []
+    for population, found in zip(graph.populations, integer.populations, strict=True):
+        name = population.name
+        incoming, scaled = graph.incoming(name), integer.incoming(name)
+        errors.append(_measure(graph, population, found, incoming, scaled, sent, truth, scales[name]))
+    bits = max((projection.weight_bits for projection in integer.projections), default=MAX_WEIGHT_BITS)
+    return QuantizationReport(next(iter(calibration.values())).shape[0], bits, tuple(errors))
 
 
 def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int) -> list[tuple[float, float]]:

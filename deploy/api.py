@@ -14,6 +14,7 @@ from spikeport.converters.nir_float import FloatNetwork
 from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_timing import Discretization
 from spikeport.converters.nir_writer import to_nir, write_nir
+from spikeport.converters.qat import IntegerNetwork, fine_tune
 from spikeport.converters.quantize import quantize
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
 from spikeport.deploy.chip import load_chip
@@ -79,12 +80,18 @@ def train_recipe(recipe: Recipe) -> Network:
 
 
 def convert(network: Network, nir_file: Path | str) -> ProcessGraph:
-    """Write NIR, read it back, lower it and quantise it on training samples: the chip's integers."""
+    """Write NIR, read it back, lower it and quantise it on training samples, and train the integers on where the recipe
+    says so: the chip's integers."""
     network.to_nir(nir_file)
     recipe = network.recipe
     samples = encode(recipe, network.data.train.images[: recipe.quantization.calibration_samples])
-    integer, _ = quantize(lower(read_nir(Path(nir_file)), recipe.name), {INPUT: samples})
-    return integer
+    graph = lower(read_nir(Path(nir_file)), recipe.name)
+    integer, report = quantize(graph, {INPUT: samples}, bits=recipe.quantization.weight_bits)
+    epochs = recipe.quantization.fine_tuning.epochs
+    if not epochs:
+        return integer
+    trained = IntegerNetwork(graph, integer, report.scales, recipe.rule.build())
+    return fine_tune(trained, recipe.with_fine_tuning(epochs), network.data).graph
 
 
 def read_file(

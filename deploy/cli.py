@@ -201,9 +201,15 @@ def export(folder: Path, target: str, sample: int) -> None:
 @cli.command(short_help="Lower and quantise to the chip's integers.")
 @FOLDER
 @click.option("--bits", type=click.IntRange(2, 8), help="Of a weight [default: the recipe's].")
+@click.option(
+    "--fine-tune", "epochs", type=click.IntRange(0), help="Epochs of training the integers [default: the recipe's]."
+)
 @click.option("--sensitivity", is_flag=True, help="Measure which population's integers cost accuracy.")
-def quantize(folder: Path, bits: int | None, sensitivity: bool) -> None:
+def quantize(folder: Path, bits: int | None, epochs: int | None, sensitivity: bool) -> None:
     """Lower the NIR file of DIR and quantise it to the chip's integers; writes graph.npz and quantize.json.
+
+    --fine-tune then trains the integer network on, under the recipe's rule, and keeps the epoch that decides best on
+    the validation split. One that was interrupted goes on.
 
     --sensitivity runs validation samples with each population alone in integers, and with all but it.
     """
@@ -212,7 +218,7 @@ def quantize(folder: Path, bits: int | None, sensitivity: bool) -> None:
     from spikeport.deploy.console import show_quantization
     from spikeport.deploy.stages import quantize_stage
 
-    quantize_stage(place, progress, bits=bits, with_sensitivity=sensitivity)
+    quantize_stage(place, progress, bits=bits, fine_tuning_epochs=epochs, with_sensitivity=sensitivity)
     show_quantization(progress.console, place.result("quantize"))
 
 

@@ -69,6 +69,16 @@ class RunFolder:
         """From what an interrupted training goes on."""
         return self.path / "training.pt"
 
+    def fine_tuning_file(self, graph: ProcessGraph) -> Path:
+        """From what an interrupted fine-tuning of these integers goes on."""
+        return self.path / f"fine-tuning-{graph.fingerprint()}.pt"
+
+    def forget_fine_tuning(self) -> None:
+        """Delete states of fine-tunings, half ones too."""
+        for pattern in ("fine-tuning-*.pt", ".fine-tuning-*.pt"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
     @property
     def tensorboard_folder(self) -> Path:
         return self.path / "tensorboard"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ import torch
 from spikeport.converters.bundle import write_bundle
 from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
-from spikeport.converters.quantize import quantize
+from spikeport.converters.qat import FineTuned, IntegerNetwork, fine_tune
+from spikeport.converters.quantize import layer_errors, quantize
 from spikeport.converters.reference import Reference, Run
 from spikeport.converters.sensitivity import Sensitivity, sensitivity
 from spikeport.deploy.backends import run_backend, samples_on
@@ -38,6 +40,7 @@ from spikeport.models.evaluate import is_membrane, run_batches
 from spikeport.models.files import write_json
 from spikeport.models.networks import SpikingNetwork, build_network
 from spikeport.models.processes import is_first_process
+from spikeport.models.recipe import ImportedRecipe
 from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train
 
 EXPORT_CHECK_SAMPLES = 100
@@ -176,31 +179,76 @@ def _differs(network: SpikingNetwork, name: str, values: torch.Tensor, again: Ru
 
 
 def quantize_stage(
-    folder: RunFolder, progress: Progress, *, bits: int | None = None, with_sensitivity: bool = False
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    bits: int | None = None,
+    fine_tuning_epochs: int | None = None,
+    with_sensitivity: bool = False,
 ) -> ProcessGraph:
-    """Lower the NIR file and quantise it on samples of the training split.
+    """Lower the NIR file, quantise it on samples of the training split, and train the integers on where asked.
 
-    bits: of a weight, the recipe's by default. with_sensitivity: also measure, on the validation split, what each
-    population costs.
+    bits of a weight and fine_tuning_epochs: the recipe's by default. with_sensitivity: also measure, on the validation
+    split, what each population costs.
     """
     recipe = folder.recipe
     bits = bits or recipe.quantization.weight_bits
+    epochs = recipe.quantization.fine_tuning.epochs if fine_tuning_epochs is None else fine_tuning_epochs
     with _timed() as elapsed:
         graph = folder.float_graph()
         samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
         with progress.task("search the scales", 1) as advance:
             integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
-        found = report.to_json()
         worst = max(report.layers, key=lambda layer: layer.spike_error)
         progress.say(
             f"{bits}-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ"
         )
+        found: dict[str, Any] = {}
+        if epochs:
+            tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)
+            integer, report = tuned.graph, layer_errors(graph, tuned.graph, report.scales, samples)
+            found["fine_tuning"] = tuned.to_json()
         if with_sensitivity:
             found["sensitivity"] = _measure_sensitivity(folder, graph, integer, progress).to_json()
         integer.save(folder.graph_file)
     folder.__dict__.pop("graph", None)
-    folder.write_result("quantize", found | {"graph": integer.fingerprint(), "seconds": elapsed()})
+    found = report.to_json() | found | {"graph": integer.fingerprint(), "seconds": elapsed()}
+    folder.write_result("quantize", found)
+    folder.forget_fine_tuning()
     return integer
+
+
+def _fine_tune(
+    folder: RunFolder,
+    graph: ProcessGraph,
+    integer: ProcessGraph,
+    scales: dict[str, float],
+    epochs: int,
+    progress: Progress,
+) -> FineTuned:
+    """Train the integers on; an interrupted fine-tuning of the same ones goes on."""
+    if isinstance(folder.recipe, ImportedRecipe):
+        raise SpikeportError(
+            f"{folder.path} holds an imported network, whose recipe has no [rule] to train it by. "
+            "Quantize it without fine-tuning, or fine-tune it in Python (spikeport.converters.qat)."
+        )
+    recipe = folder.recipe.with_fine_tuning(epochs)
+    network = IntegerNetwork(graph, integer, scales, recipe.rule.build())
+    batches = -(-len(folder.data.train) // recipe.training.batch_size) * epochs
+    with progress.training(batches, epochs) as view:
+        tuned = fine_tune(
+            network,
+            recipe,
+            folder.data,
+            view.epoch,
+            lambda done, total: view.advance(done),
+            state_file=folder.fine_tuning_file(integer),
+        )
+    kept = (
+        f"best epoch {tuned.best_epoch} of {epochs}" if tuned.best_epoch else "every epoch was worse, the start is kept"
+    )
+    progress.say(f"fine-tuned: validation accuracy {tuned.start_accuracy:.2%} before, {tuned.accuracy:.2%}; {kept}")
+    return tuned
 
 
 def _measure_sensitivity(

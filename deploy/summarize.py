@@ -15,6 +15,7 @@ from spikeport.deploy.summary import (
     Accuracy,
     BackendComparison,
     Cost,
+    FineTuning,
     GpuMeasurement,
     Layer,
     Readout,
@@ -85,6 +86,7 @@ def summarize(folder: RunFolder) -> Summary:
         ],
         layers=_layers(folder, graph, trace),
         sensitivity=_sensitivity(folder.result("quantize")),
+        fine_tuning=_fine_tuning(folder.result("quantize")),
         chip=chip_use(mapping, chip, counts, timing),
         cost=price(workload, chip, counts, timing),
         other_cost=other,
@@ -221,6 +223,14 @@ def _sensitivity(quantized: dict[str, Any]) -> Sensitivity | None:
     if "sensitivity" not in quantized:
         return None
     return Sensitivity.model_validate({key: quantized["sensitivity"][key] for key in Sensitivity.model_fields})
+
+
+def _fine_tuning(quantized: dict[str, Any]) -> FineTuning | None:
+    if "fine_tuning" not in quantized:
+        return None
+    found = quantized["fine_tuning"]
+    kept = {key: found[key] for key in ("best_epoch", "start_accuracy", "accuracy")}
+    return FineTuning(epochs=len(found["history"]), **kept)
 
 
 def _layers(folder: RunFolder, graph: ProcessGraph, trace: Trace) -> list[Layer]:

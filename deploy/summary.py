@@ -134,6 +134,15 @@ class Sensitivity(_Model):
     integer_accuracy: Share
 
 
+class FineTuning(_Model):
+    """Training of the integers: validation accuracy before it, and of the epoch that was kept (0: the start)."""
+
+    epochs: int
+    best_epoch: int
+    start_accuracy: Share
+    accuracy: Share
+
+
 class CoreUse(_Model):
     """One used core: where it is on the mesh (tile column and row), what it holds, how busy it is.
 
@@ -329,6 +338,7 @@ class Summary(_Model):
     synop_checks: list[SynopCheck]
     layers: list[Layer]
     sensitivity: Sensitivity | None = None
+    fine_tuning: FineTuning | None = None
     chip: ChipUse
     cost: Cost
     other_cost: Cost | None

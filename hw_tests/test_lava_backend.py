@@ -289,6 +289,20 @@ def subtractive() -> Builder:
     return build
 
 
+def few_bits() -> Builder:
+    """Weights of two bits; of two projections that had both signs no positive ones are left."""
+    build = Builder(11)
+    pick = build.random.choice
+    build.input("in", (2, 6, 6))
+    build.population("a", (3, 4, 4), 1, vth=300)
+    build.project("in", "a", Conv2d((2, 6, 6), pick([-256, -128, 0], (3, 2, 3, 3), p=[0.1, 0.1, 0.8])))
+    build.project("in", "a", Conv2d((2, 6, 6), pick([0, 128], (3, 2, 3, 3), p=[0.3, 0.7])))
+    build.population("b", (9,), 2, vth=600)
+    build.project("a", "b", Dense((3, 4, 4), pick([-256, -128, 0], (9, 48), p=[0.05, 0.05, 0.9])))
+    build.project("in", "b", Dense((2, 6, 6), pick([-256, 0, 128], (9, 72), p=[0.03, 0.6, 0.37])), delay=1)
+    return build
+
+
 def random_operator(build: Builder, shape: Shape, dense: bool = True) -> Operator:
     """An operator that fits a source of that shape, (channels, height, width)."""
     choose = build.random.integers
@@ -330,7 +344,7 @@ def random_graph(seed: int) -> Builder:
 @needs_lava
 @pytest.mark.parametrize(
     "build",
-    [dense_with_biases, convolutions, pooling, branches, recurrent, graded, subtractive]
+    [dense_with_biases, convolutions, pooling, branches, recurrent, graded, subtractive, few_bits]
     + [pytest.param(lambda seed=seed: random_graph(seed), id=f"random{seed}") for seed in (13, 18, 32)],
 )
 def test_lava_gives_the_spikes_of_the_reference(build) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from spikeport.models.errors import SpikeportError, TrainingError
 from spikeport.models.files import atomic_path
-from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.networks import SpikingNetwork, TrainableNetwork, build_network
 from spikeport.models.recipe import Recipe
 
 CHECKPOINT_FORMAT = "spikeport-checkpoint"
@@ -97,7 +97,7 @@ class Trained:
             raise TrainingError(f"{path} is damaged ({type(error).__name__}). {again}") from None
 
 
-def not_finite(network: SpikingNetwork) -> str | None:
+def not_finite(network: TrainableNetwork) -> str | None:
     """Name of the first weight that holds a NaN or an infinity."""
     values = network.state_dict().items()
     return next((name for name, value in values if not bool(torch.isfinite(value).all())), None)

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikeport.models.networks import SpikingNetwork
+from spikeport.models.networks import TrainableNetwork
 
 
-def first_not_finite(network: SpikingNetwork, loss_of_step: Callable[[], torch.Tensor]) -> str | None:
+def first_not_finite(network: TrainableNetwork, loss_of_step: Callable[[], torch.Tensor]) -> str | None:
     """Run a step again and name the first place, in forward order, that is not finite; None where all is.
 
     loss_of_step: runs the network forward and returns the loss. The weights must be those of the failed step.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from spikeport.models.encoders import Encoder
-from spikeport.models.networks import SpikingNetwork
+from spikeport.models.networks import TrainableNetwork
 from spikeport.models.processes import Processes
 from spikeport.models.readouts import ReadoutKind, decide
 
@@ -22,7 +22,7 @@ EVALUATION_VALUES = 1 << 26
 
 @torch.no_grad()
 def run_batches(
-    network: SpikingNetwork,
+    network: TrainableNetwork,
     images: np.ndarray,
     encoder: Encoder,
     batch: int | None = None,
@@ -56,7 +56,7 @@ def run_batches(
 
 
 def run_network(
-    network: SpikingNetwork,
+    network: TrainableNetwork,
     images: np.ndarray,
     encoder: Encoder,
     batch: int | None = None,
@@ -76,7 +76,7 @@ def run_network(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def is_membrane(network: SpikingNetwork, population: str) -> bool:
+def is_membrane(network: TrainableNetwork, population: str) -> bool:
     """True for an output that integrates and never fires."""
     return network.populations[population].integrates
 
@@ -156,7 +156,7 @@ class Evaluation:
 
 
 def evaluate(
-    network: SpikingNetwork,
+    network: TrainableNetwork,
     images: np.ndarray,
     labels: np.ndarray,
     encoder: Encoder,

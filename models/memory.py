@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from spikeport.models.networks import SpikingNetwork
+from spikeport.models.networks import TrainableNetwork
 
 PROBE_SAMPLES = 3
 
@@ -54,7 +54,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f} GB" if size < 1e11 else f"{size / 1e9:,.0f} GB"
 
 
-def step_memory(network: SpikingNetwork, encoded: torch.Tensor, copies: int, bfloat16: bool) -> StepMemory:
+def step_memory(network: TrainableNetwork, encoded: torch.Tensor, copies: int, bfloat16: bool) -> StepMemory:
     """Measure forward passes of one sample and of all that are given.
 
     Args:
@@ -71,7 +71,7 @@ def step_memory(network: SpikingNetwork, encoded: torch.Tensor, copies: int, bfl
     return StepMemory(copies * parameters, kept, kept + passing)
 
 
-def _kept(network: SpikingNetwork, encoded: torch.Tensor, bfloat16: bool) -> list[int]:
+def _kept(network: TrainableNetwork, encoded: torch.Tensor, bfloat16: bool) -> list[int]:
     """Bytes of each tensor that is there between the forward and the backward pass, in order, the weights left out."""
     probe = copy.deepcopy(network)
     weights = {weight.untyped_storage().data_ptr() for weight in probe.state_dict().values()}

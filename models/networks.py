@@ -33,7 +33,7 @@ from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
 from spikeport.models.spike_convolution import convolve
 
-__all__ = ["SpikingNetwork", "TdBatchNorm", "build_network", "parse_architecture"]
+__all__ = ["SpikingNetwork", "TdBatchNorm", "TrainableNetwork", "build_network", "parse_architecture"]
 
 
 def build_network(recipe: Recipe, in_shape: Shape, classes: int) -> "SpikingNetwork":
@@ -75,15 +75,41 @@ class TdBatchNorm(nn.BatchNorm2d):
         return factor, self.bias.detach().double() - factor * mean
 
 
-class SpikingNetwork(nn.Module):
+class TrainableNetwork(nn.Module):
+    """What training and evaluation need of a network.
+
+    neuron: the readout takes its filter. spike_cost: what each spike before the output adds to the loss; training
+    raises it as it goes on.
+    """
+
+    neuron: CubaLIF
+    spike_cost: float
+
+    @property
+    def populations(self) -> dict[str, Neurons]:
+        """The populations by name, in order, the output last."""
+        raise NotImplementedError
+
+    @property
+    def output(self) -> str:
+        """Name of the last population."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, output_alone: bool = False) -> dict[str, torch.Tensor]:
+        """Input spikes (steps, batch, *in_shape) -> spikes of every population (steps, batch, *shape), in order.
+
+        An output population that integrates gives its membranes. With `output_alone`, others may be left out.
+        """
+        raise NotImplementedError
+
+
+class SpikingNetwork(TrainableNetwork):
     """A feed-forward spiking network trained under one rule.
 
     Args:
         nodes: in topological order; the first is the input and the last the output population.
         neuron: the recipe's, which most populations have; the readout takes its filter.
         input_unit: what one unit of an input spike's payload stands for.
-
-    `spike_cost` is what each spike before the output adds to the loss; training raises it as it goes on.
 
     Raises RecipeError where the rule is not defined for one of the neurons, or for batch normalisation.
     """

@@ -248,6 +248,33 @@ class TrainingSection(_Section):
     scale: float = Field(default=0.0, ge=0, lt=1)
 
 
+class FineTuningSection(_Section):
+    """[quantization.fine_tuning]: so many epochs of training the quantised network; 0: none.
+
+    learning_rate: a tenth of [training]'s by default; it falls to zero by a cosine. The rest is that of [training] but
+    for what does not go with integers: weight decay and limit, and sums in a reduced precision.
+    """
+
+    epochs: int = Field(default=0, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+
+    def settings(self, training: TrainingSection) -> TrainingSection:
+        """What the trainer takes."""
+        changed = {
+            "epochs": self.epochs,
+            "learning_rate": self.learning_rate or training.learning_rate / 10,
+            "batch_size": self.batch_size or training.batch_size,
+            "patience": self.patience,
+            "schedule": "cosine",
+            "weight_decay": 0.0,
+            "weight_limit": None,
+            "precision": "float32",
+        }
+        return training.model_copy(update=changed)
+
+
 class QuantizationSection(_Section):
     """[quantization]: the scale of each population is searched on `calibration_samples`.
 
@@ -256,6 +283,7 @@ class QuantizationSection(_Section):
 
     weight_bits: int = Field(default=MAX_WEIGHT_BITS, ge=MIN_WEIGHT_BITS, le=MAX_WEIGHT_BITS)
     calibration_samples: int = Field(default=256, gt=0)
+    fine_tuning: FineTuningSection = FineTuningSection()
 
 
 class ChipSection(_Section):
@@ -345,6 +373,11 @@ class Recipe(_Common):
     @property
     def steps(self) -> int:
         return self.network.steps
+
+    def with_fine_tuning(self, epochs: int) -> "Recipe":
+        """The recipe whose [training] is the fine-tuning of its quantised network over so many epochs."""
+        section = self.quantization.fine_tuning.model_copy(update={"epochs": epochs})
+        return self.model_copy(update={"training": section.settings(self.training)})
 
     @property
     def readout_kind(self) -> ReadoutKind:

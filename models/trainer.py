@@ -23,7 +23,7 @@ from spikeport.models.memory import (
     keep_freed_memory,
     step_memory,
 )
-from spikeport.models.networks import SpikingNetwork, build_network
+from spikeport.models.networks import TrainableNetwork, build_network
 from spikeport.models.optimizers import make_optimizer, schedule
 from spikeport.models.processes import Processes, join_processes
 from spikeport.models.recipe import Recipe
@@ -56,13 +56,36 @@ def train(
     Raises TrainingError where the loss, a gradient or a weight is not a finite number, where the data do not fit the
     network, where memory runs out, and where the state file is damaged or of another recipe.
     """
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe, data.image_shape, len(data.class_names))
+    history, seconds = train_network(
+        network, recipe, data, on_epoch, on_batch, device, state_file=state_file, save_every_s=save_every_s
+    )
+    return Trained(network, recipe, history, seconds)
+
+
+def train_network(
+    network: TrainableNetwork,
+    recipe: Recipe,
+    data: Dataset,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+    *,
+    state_file: Path | None = None,
+    save_every_s: float = SECONDS_BETWEEN_STATES,
+) -> tuple[list[Epoch], float]:
+    """Train a network in place, as `train` does, and leave it on the CPU with the weights of the best epoch.
+
+    Returns the history and the seconds that it took, over all parts of an interrupted training.
+    """
     _check_data(recipe, data)
     with (
         join_processes(device) as processes,
         reproducible(recipe.training.deterministic),
         keep_freed_memory(processes.device),
     ):
-        training = _Training(recipe, data, processes)
+        training = _Training(network, recipe, data, processes)
         training.go_on_from(state_file)
         training.check_memory()
         if on_epoch:
@@ -77,13 +100,13 @@ def train(
                 raise TrainingError(f"out of memory. {training.memory_advice()}{_kept(state_file)}") from error
             if on_epoch:
                 on_epoch(result)
-        return training.trained()
+        return training.history, training.finish()
 
 
 class _Training:
     """Everything that training changes. `state` and `go_on_from` are each other's inverse."""
 
-    def __init__(self, recipe: Recipe, data: Dataset, processes: Processes) -> None:
+    def __init__(self, network: TrainableNetwork, recipe: Recipe, data: Dataset, processes: Processes) -> None:
         self.recipe, self.data, self.processes = recipe, data, processes
         self.settings = settings = recipe.training
         self.encoder = recipe.build_encoder()
@@ -91,8 +114,6 @@ class _Training:
         self.augment = Augmentation(settings.shift_pixels, settings.flip, settings.rotate_degrees, settings.scale)
         self.images, self.labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
         self.batches = -(-len(self.labels) // settings.batch_size)
-        torch.manual_seed(recipe.seed)
-        network = build_network(recipe, data.image_shape, len(data.class_names))
         self.network = network.to(processes.device)
         self.averaged = copy.deepcopy(self.network) if settings.average else None
         self.parameters = list(self.network.parameters())
@@ -104,7 +125,7 @@ class _Training:
         self.saved_at = self.started
 
     @property
-    def selected(self) -> SpikingNetwork:
+    def selected(self) -> TrainableNetwork:
         """The network that is validated and kept."""
         return self.averaged or self.network
 
@@ -327,12 +348,12 @@ class _Training:
             self.state().save(path)
         self.saved_at = time.monotonic()
 
-    def trained(self) -> Trained:
-        """The network with the weights of the best epoch, on the CPU."""
+    def finish(self) -> float:
+        """Put the network onto the CPU with the weights of the best epoch; returns the seconds spent."""
         network = self.network.to("cpu")
         network.load_state_dict(self.best)
         network.eval()
-        return Trained(network, self.recipe, self.history, round(self._seconds(), 3))
+        return round(self._seconds(), 3)
 
 
 def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
@@ -342,7 +363,7 @@ def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
     return weight.grad
 
 
-def _on_cpu(network: SpikingNetwork) -> dict[str, torch.Tensor]:
+def _on_cpu(network: TrainableNetwork) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
 

@@ -65,6 +65,20 @@ class Rule(ABC):
             errors = errors + self.current_errors(fire(current, neuron, threshold), spike_errors, neuron, threshold)
         return filter_errors(errors, neuron.tau_syn)
 
+    def window_errors(
+        self, x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, pooling: Pooling | None = None
+    ) -> torch.Tensor:
+        """The backward pass of a window: `input_errors` with the cost of spikes, fused where that can be."""
+        if pooling:
+            return window_compiled.backward(x, spike_errors, neuron, self, pooling)
+        if (fused := _fused(x, self)) and not self.rate_level:
+            errors: torch.Tensor = fused.backward(x, spike_errors, neuron, self)
+            return errors
+        if self.spike_cost:  # in bfloat16 a small cost would be lost beside the error
+            wide = torch.promote_types(spike_errors.dtype, torch.float32)
+            spike_errors = spike_errors.to(wide) + self.spike_cost
+        return self.input_errors(x, spike_errors, neuron).to(x.dtype)
+
     def check(self, neuron: CubaLIF) -> None:  # noqa: B027  most rules are defined for every neuron
         """Raise RecipeError where the rule is not defined for this neuron."""
 
@@ -88,14 +102,8 @@ class _RuleWindow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (x,), errors, neuron, rule = ctx.saved_tensors, gradients[0], ctx.neuron, ctx.rule
-        if ctx.pooling:
-            return window_compiled.backward(x, errors, neuron, rule, ctx.pooling), None, None, None
-        if (fused := _fused(x, rule)) and not rule.rate_level:
-            return fused.backward(x, errors, neuron, rule), None, None, None
-        if rule.spike_cost:  # in bfloat16 a small cost would be lost beside the error
-            errors = errors.to(torch.promote_types(errors.dtype, torch.float32)) + rule.spike_cost
-        return rule.input_errors(x, errors, neuron).to(x.dtype), None, None, None
+        (x,), rule = ctx.saved_tensors, ctx.rule
+        return rule.window_errors(x, gradients[0], ctx.neuron, ctx.pooling), None, None, None
 
 
 def _fused(x: torch.Tensor, rule: Rule) -> ModuleType | None:
