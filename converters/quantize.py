@@ -52,9 +52,9 @@ HEADROOM = 0.5
 is read, of the range of v."""
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5)
 """Scales tried, as multiples of the one at which the largest weight just fits; above 1 the largest are clipped."""
-CLIPPING = (1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.7, 6.8)
+CLIPPING = (1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.7, 6.8, 8.1)
 """Scales tried beside them where the levels are few: finer steps for most weights then pay for clipping the others."""
-MOST_CLIPPED = {8: 1.5, 7: 1.7, 6: 2.0, 5: 2.8, 4: 4.0, 3: 4.8, 2: 6.8}
+MOST_CLIPPED = {8: 1.5, 7: 1.7, 6: 2.0, 5: 2.8, 4: 4.0, 3: 5.7, 2: 8.1}
 """The largest scale tried, by bits."""
 
 ROUNDING = 1e-9
