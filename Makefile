@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -30,7 +30,7 @@ demo: setup setup-lava ## train, convert, verify and report on the digits, resul
 	$(BIN)/spikeport run digits -o runs/digits
 
 test: setup setup-lava setup-peers setup-neurobench ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup setup-lava ## the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -40,6 +40,9 @@ fuzz: setup ## the readers on files that nobody would write, for about an hour; 
 
 bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE and Lava; exit status 1 where a must is missed
 	$(BIN)/python bench/chip.py --json docs/chip-speed.json --plot docs/chip-speed.png
+
+bench-onnx: setup ## accuracy of a converted ANN against the number of steps; exit status 1 where a must is missed
+	$(BIN)/python bench/onnx_accuracy.py --json docs/onnx-accuracy.json --plot docs/onnx-accuracy.png
 
 bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
 	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png

@@ -151,7 +151,8 @@ def _apply(layer: Layer, inputs: list[torch.Tensor]) -> torch.Tensor:
 
 
 def fold_affine(ann: Ann) -> Ann:
-    """Affine layers folded into the convolution or matrix before them, where nothing else reads that one."""
+    """Affine layers folded into the convolution or matrix before them, where nothing else reads that one, or into the
+    matrices behind them; layers that nothing reads any more are left out."""
     layers: dict[str, Layer] = {}
     renamed: dict[str, str] = {}
     for layer in ann.layers:
@@ -166,6 +167,13 @@ def fold_affine(ann: Ann) -> Ann:
             weight = source.weight * layer.factor.reshape(-1, *[1] * (source.weight.ndim - 1))
             layers[source.name] = replace(source, weight=weight, bias=source.bias * layer.factor + layer.shift)
             renamed[layer.name] = source.name
+        elif isinstance(layer, Matrix) and isinstance(source, Affine):
+            bias = layer.bias + layer.weight @ source.shift
+            layers[layer.name] = replace(layer, weight=layer.weight * source.factor, bias=bias, inputs=source.inputs)
         else:
             layers[layer.name] = replace(layer, inputs=tuple(renamed.get(name, name) for name in layer.inputs))
-    return replace(ann, layers=tuple(layers.values()), output=renamed.get(ann.output, ann.output))
+    output = renamed.get(ann.output, ann.output)
+    read = {output}
+    for layer in reversed(layers.values()):
+        read |= set(layer.inputs) if layer.name in read else set()
+    return replace(ann, layers=tuple(layer for layer in layers.values() if layer.name in read), output=output)

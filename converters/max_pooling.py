@@ -47,7 +47,7 @@ def without_max_pool(ann: Ann) -> Ann:
                 f"layer {layer.name!r} takes the maximum of values that may be negative, which no rate stands for. "
                 "Put a ReLU before it, or retrain with average pooling."
             )
-        layers += _max_layers(layer, so_far.shape_of(layer.inputs[0]))
+        layers += _max_layers(layer, so_far.shape_of(layer.inputs[0]), {other.name for other in ann.layers})
     return replace(ann, layers=tuple(layers))
 
 
@@ -84,14 +84,17 @@ class _Largest:
     relus: tuple[str, ...] = ()
 
 
-def _max_layers(layer: MaxPool, in_shape: Shape) -> list[Layer]:
+def _max_layers(layer: MaxPool, in_shape: Shape, taken_names: set[str]) -> list[Layer]:
     """max(a, b) = a + relu(b - a) over the places of a window, in a tournament."""
     made: list[Layer] = []
     shape, channels = layer.shape, in_shape[0]
 
     def added(name: str, *inputs: str, kind: type[Layer] = Sum, **arguments: Any) -> str:
-        made.append(kind(f"{layer.name}_{name}", inputs, shape, **arguments))
-        return made[-1].name
+        name = f"{layer.name}_{name}"
+        while name in taken_names:
+            name += "_"
+        made.append(kind(name, inputs, shape, **arguments))
+        return name
 
     def taken(name: str, taps: np.ndarray) -> str:
         weight = np.broadcast_to(taps, (channels, 1, *taps.shape))

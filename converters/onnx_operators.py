@@ -113,13 +113,12 @@ class Operators:
         for value in fields.values():
             if isinstance(value, np.ndarray) and not np.isfinite(value).all():
                 raise Fault("its values become NaN or infinite")
-        name = self.node.name or self.node.output[0]
-        taken = {layer.name for layer in self.layers} | {INPUT}
-        while name in taken:
+        name = (self.node.name or self.node.output[0])[:60]
+        while name in self.names:
             name += "_"
-        self.layers.append(
-            kind(name, tuple(source.layer for source in sources), limited(shape, "its output"), **fields)
-        )
+        self.names.add(name)
+        inputs = tuple(source.layer for source in sources)
+        self.layers.append(kind(name, inputs, limited(shape, "its output"), **fields))
         return Activation(name, shape)
 
     def _conv(self, inputs: Inputs, attributes: _Attributes) -> Value:

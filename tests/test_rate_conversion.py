@@ -266,6 +266,18 @@ def test_normalisation_is_folded_into_what_comes_before_unless_that_is_read_else
         torch.testing.assert_close(forward(folded, x)[folded.output], forward(ann, x)[ann.output])
 
 
+def test_normalisation_in_front_of_a_matrix_is_folded_into_it() -> None:
+    rng = np.random.default_rng(6)
+    norm = Affine("norm", ("relu",), (4,), rng.normal(size=4), rng.normal(size=4))
+    matrices = [Matrix(f"matrix{i}", ("norm",), (3,), rng.normal(size=(3, 4)), rng.normal(size=3)) for i in range(2)]
+    layers = (Relu("relu", (INPUT,), (4,)), norm, *matrices, Sum("sum", ("matrix0", "matrix1"), (3,)))
+    ann = Ann("before", (4,), layers, "sum")
+    x = torch.from_numpy(rng.normal(size=(5, 4)))
+    folded = fold_affine(ann)
+    assert names(folded) == ["relu", "matrix0", "matrix1", "sum"]
+    torch.testing.assert_close(forward(folded, x)["sum"], forward(ann, x)["sum"])
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
