@@ -94,7 +94,7 @@ def read_file(
     reset: Reset | None = None,
     discretization: Discretization | None = None,
 ) -> FloatNetwork:
-    """A network that was trained elsewhere, from a NIR file: `.run(inputs)` runs any such graph in floats, node by node.
+    """A network that was trained elsewhere, from a NIR file; `.run(inputs)` runs any such graph in floats.
 
     dt and reset are needed where the file's metadata does not record them. Raises GraphError where the file is wrong.
     """

@@ -16,6 +16,7 @@ from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference, Run
+from spikeport.converters.slices import quantize_in_slices
 from spikeport.deploy import event_simulator, lava_backend, torch_backend
 from spikeport.deploy.chip import Chip, load_chip
 from spikeport.deploy.gpu_energy import measure_gpu_energy
@@ -180,12 +181,14 @@ def quantize_stage(folder: RunFolder, progress: Progress) -> ProcessGraph:
         graph = folder.float_graph()
         samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
         with progress.task("search the scales", 1) as advance:
-            integer, report = quantize(graph, samples, lambda done, total: advance(done / total))
+            method = quantize_in_slices if recipe.quantization.slices == 2 else quantize
+            integer, report = method(graph, samples, lambda done, total: advance(done / total))
         integer.save(folder.graph_file)
     folder.__dict__.pop("graph", None)
     folder.write_result("quantize", report.to_json() | {"graph": integer.fingerprint(), "seconds": elapsed()})
     worst = max(report.layers, key=lambda layer: layer.spike_error)
-    progress.say(f"8-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
+    weights = "weights in slices" if recipe.quantization.slices == 2 else "8-bit weights"
+    progress.say(f"{weights}; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
     return integer
 
 

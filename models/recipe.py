@@ -248,9 +248,13 @@ class TrainingSection(_Section):
 
 
 class QuantizationSection(_Section):
-    """[quantization]: 8-bit weights; the scale of each population is searched on `calibration_samples`."""
+    """[quantization]: 8-bit weights; the scale of each population is searched on `calibration_samples`.
+
+    slices: 2 makes each weight the sum of a coarse and a fine synapse (`spikeport.converters.slices`).
+    """
 
     weight_bits: Literal[8] = 8
+    slices: Literal[1, 2] = 1
     calibration_samples: int = Field(default=256, gt=0)
 
 
