@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow bench-chip bench-train accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers setup-interop demo test test-slow bench-chip bench-train interop fuzz accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench;
 setup-train-peers: $(SETUP) ## environment in .venv-train-peers with the libraries that our training is compared with
 	@.ci/setup-train-peers.sh
 
+setup-interop: $(SETUP) ## environment in .venv-interop with the libraries that NIR is exchanged with
+	@.ci/setup-interop.sh
+
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
 
@@ -40,6 +43,12 @@ bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE an
 
 bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
 	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png
+
+interop: setup setup-lava setup-interop ## NIR both ways with other libraries, and networks that they trained; exit status 1 on a miss
+	$(BIN)/python bench/interop.py
+
+fuzz: setup ## the reader of NIR files on thousands of broken ones, new ones each time
+	HYPOTHESIS_PROFILE=thorough SPIKEPORT_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -q --timeout=0 tests/test_nir_fuzz.py
 
 accuracy: setup ## the accuracy of the published methods from stored results; exit status 1 where a must is missed
 	$(BIN)/python bench/accuracy.py
@@ -70,4 +79,4 @@ clean: ## remove caches and build output
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environments
-	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .neurobench .links *.egg-info
+	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .venv-interop .neurobench .links *.egg-info

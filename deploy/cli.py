@@ -15,6 +15,7 @@ EXIT_INTERRUPTED = 130
 
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 BACKENDS = ("torch", "events", "lava", "loihi2")
+PEERS = ("norse", "snntorch", "sinabs", "spikingjelly")
 
 
 class _InOrder(click.Group):
@@ -176,18 +177,26 @@ def import_(
 @cli.command(short_help="Write NIR, a bundle for Lava and Loihi hosts, or a network for SANA-FE.")
 @FOLDER
 @click.option("--to", "target", type=click.Choice(["nir", "lava", "sanafe"]), default="nir", show_default=True)
+@click.option("--for", "peer", type=click.Choice(PEERS), help="Write NIR such that this library loads and runs it.")
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Test samples in a Lava bundle.")
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
-def export(folder: Path, target: str, samples: int, sample: int) -> None:
+def export(folder: Path, target: str, peer: Any, samples: int, sample: int) -> None:
     """Write the trained network of DIR as NIR, or the quantised one as a bundle for Lava and Loihi hosts, or one sample
     of it on its chip for SANA-FE.
 
-    The NIR file is read back and must run to the same spikes.
+    The NIR file is read back and must run to the same spikes. --for writes a file of its own beside it, from the NIR
+    file of DIR, which an import left there as well.
     """
+    if peer is not None and target != "nir":
+        raise click.UsageError("--for is about --to nir.")
     place = _open(folder)
     from spikeport.deploy.stages import bundle_stage, export_stage
 
-    if target == "nir":
+    if peer is not None:
+        from spikeport.deploy.importing import export_for
+
+        click.echo(f"wrote {export_for(place, peer)}")
+    elif target == "nir":
         export_stage(place, _progress())
     elif target == "sanafe":
         from spikeport.deploy.sanafe_export import sanafe_stage

@@ -20,6 +20,7 @@ import torch
 from spikeport.converters.lower import FIRING, readout_kind
 from spikeport.converters.nir_float import FloatNetwork
 from spikeport.converters.nir_graph import INTEGRATORS, NEURONS, POPULATIONS, SPIKING, out_shape
+from spikeport.converters.nir_peers import Peer, for_peer
 from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_timing import Discretization
 from spikeport.converters.nir_writer import write_nir
@@ -216,6 +217,17 @@ def run_float(
         seconds=time.perf_counter() - started,
     )
     return trace, np.concatenate(decided)
+
+
+def export_for(place: RunFolder, peer: Peer) -> Path:
+    """Write the network of a run folder's NIR file such that a peer loads it and fires as it does.
+
+    Raises GraphError naming what the peer cannot do.
+    """
+    network = FloatNetwork(read_nir(place.nir_file), str(place.nir_file))
+    path = place.nir_file.with_name(f"{place.nir_file.stem}-{peer}.nir")
+    write_nir(for_peer(network.graph, network.timing, peer), path)
+    return path
 
 
 def _check_readout(graph: nir.NIRGraph, readout: ReadoutKind) -> bool:

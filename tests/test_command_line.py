@@ -268,8 +268,9 @@ def _change_nir(run: Path, change: str) -> None:
         nodes = file["node/nodes"]
         if change == "node":
             del nodes["conv1"]
-            nodes["conv1/type"] = "Threshold"
-            nodes["conv1/threshold"] = np.ones((4, 8, 8))
+            nodes["conv1/type"] = "LI"
+            for key in ("tau", "r", "v_leak"):
+                nodes[f"conv1/{key}"] = np.ones((4, 8, 8))
         elif change == "edge":
             edges = file["node/edges"][()]
             del file["node/edges"]
@@ -283,7 +284,7 @@ def _change_nir(run: Path, change: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [("node", ("conv1", "Threshold")), ("edge", ("conv1_weight",)), ("nan", ("conv1_weight", "NaN"))],
+    [("node", ("conv1", "LI", "no spikes")), ("edge", ("conv1_weight",)), ("nan", ("conv1_weight", "NaN"))],
 )
 def test_a_wrong_nir_file_is_refused(
     change: str, words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]

@@ -181,6 +181,25 @@ def test_an_imported_network_is_not_trained(place: Path) -> None:
     assert run("export", "run") == 2
 
 
+@pytest.mark.parametrize("peer", ["norse", "snntorch", "spikingjelly"])
+def test_an_import_is_exported_in_the_terms_of_another_library(peer: str, place: Path) -> None:
+    assert run("import", "foreign.nir", "--inputs", "inputs.npz", "-o", "run", *CHOSEN) == 0
+    assert run("export", "run", "--for", peer) == 0
+    with np.load(place / "inputs.npz") as stored:
+        x = stored["x"]
+    stated = FloatNetwork(read_nir(place / "run" / f"foreign-{peer}.nir"), peer).run({"pixels": x}, ["classes"])
+    expected = RunFolder.open(place / "run").trace("float").spikes("classes")
+    assert float((stated["classes"].numpy() == expected).mean()) >= 0.999
+
+
+def test_what_another_library_cannot_do_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("import", "foreign.nir", "--inputs", "inputs.npz", "-o", "run", *CHOSEN) == 0
+    capsys.readouterr()
+    assert run("export", "run", "--for", "sinabs") == 2
+    assert "Sinabs" in capsys.readouterr().err
+    assert run("export", "run", "--for", "norse", "--to", "lava") == 2
+
+
 def test_the_same_from_python(place: Path) -> None:
     with np.load(place / "inputs.npz") as stored:
         inputs: dict[str, Any] = {"pixels": stored["x"]}
