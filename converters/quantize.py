@@ -43,6 +43,8 @@ from spikeport.models.loihi_integers import (
 from spikeport.models.readouts import decide
 
 WEIGHT_BITS = 8
+STEP_BEFORE = " (step before)"
+"""Marks the source of a projection that carries the spikes of the step before, where it is cut off as an input."""
 MAX_WEIGHT_EXPONENT = 7
 HEADROOM = 0.5
 """Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap. For a membrane that
@@ -248,10 +250,13 @@ def sign_mode(weight: np.ndarray) -> str:
 
 
 def _alone(graph: ProcessGraph, population: Population, incoming: list[Projection], sent: dict[str, Any]) -> Reference:
-    """The population by itself, fed with spikes that other populations have sent."""
+    """The population by itself, fed with spikes that other populations have sent, now or in the step before."""
     name = population.name
     inputs: list[Input] = []
-    for source in sorted({projection.source for projection in incoming} - {name}):
+    late = [projection for projection in incoming if projection.recurrent and projection.source != name]
+    renamed = {projection.name: projection.source + STEP_BEFORE for projection in late}
+    for label in sorted({renamed.get(projection.name, projection.source) for projection in incoming} - {name}):
+        source = label.removesuffix(STEP_BEFORE)
         node = graph.node(source)
         if isinstance(node, Population):
             if source not in sent:
@@ -259,10 +264,13 @@ def _alone(graph: ProcessGraph, population: Population, incoming: list[Projectio
                     f"population {name!r} is in a loop with {source!r}; quantising loops over several "
                     "populations is not supported."
                 )
-            inputs.append(Input(node.name, node.shape))
+            inputs.append(Input(label, node.shape))
         else:
             inputs.append(node)
-    straight = tuple(replace(projection, delay=0) for projection in incoming)
+    straight = tuple(
+        replace(p, delay=0, source=renamed.get(p.name, p.source), recurrent=p.recurrent and p.name not in renamed)
+        for p in incoming
+    )
     readout = graph.readout if graph.readout.population == name else Readout(name)
     cut = ProcessGraph(
         graph.name, graph.steps, graph.dt, tuple(inputs), (replace(population, stage=1),), straight, readout
@@ -271,7 +279,13 @@ def _alone(graph: ProcessGraph, population: Population, incoming: list[Projectio
 
 
 def _feeds(cut: ProcessGraph, sent: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {node.name: sent[node.name] for node in cut.event_inputs}
+    feeds = {}
+    for node in cut.event_inputs:
+        spikes = sent[node.name.removesuffix(STEP_BEFORE)]
+        if node.name.endswith(STEP_BEFORE):
+            spikes = np.concatenate([np.zeros_like(spikes[:, :1]), spikes[:, :-1]], axis=1)
+        feeds[node.name] = spikes
+    return feeds
 
 
 def _measure(
