@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers setup-interop demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization interop accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench;
 
 setup-train-peers: $(SETUP) ## environment in .venv-train-peers with the libraries that our training is compared with
 	@.ci/setup-train-peers.sh
+
+setup-interop: $(SETUP) ## environment in .venv-interop with the libraries that NIR is exchanged with
+	@.ci/setup-interop.sh
 
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
@@ -49,6 +52,9 @@ bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJ
 
 bench-quantization: setup ## accuracy and spikes at 8 to 2 bits of trained runs; exit status 1 where a must is missed
 	$(BIN)/python bench/quantization.py
+
+interop: setup setup-lava setup-interop ## NIR both ways with other libraries, and networks that they trained; exit status 1 on a miss
+	$(BIN)/python bench/interop.py
 
 accuracy: setup ## the accuracy of the published methods from stored results; exit status 1 where a must is missed
 	$(BIN)/python bench/accuracy.py
@@ -79,4 +85,4 @@ clean: ## remove caches and build output
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environments
-	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .neurobench .links *.egg-info
+	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .venv-interop .neurobench .links *.egg-info

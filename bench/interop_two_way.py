@@ -6,6 +6,7 @@
 import json
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,16 @@ def _row(peer: str, direction: str, kind: str, network: FloatNetwork, job: dict[
     with np.load(job["out"]) as stored:
         theirs = stored["out"]
     return Row(peer, direction, kind, float((ours == theirs).mean()), float(ours.mean()), ours.size)
+
+
+def run_file(peer: str, path: Path, x: np.ndarray, dt: float, reset: str) -> np.ndarray:
+    """What a peer makes of a file: the output for inputs (samples, steps, *shape), as (samples, steps, size)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "in.npz", x=x)
+        job = {"do": "read", "file": str(path), "dt": dt, "reset": reset}
+        job |= {"inputs": str(folder / "in.npz"), "out": str(folder / "out.npz")}
+        _run(peer, {"file": job}, folder)
+        with np.load(folder / "out.npz") as stored:
+            out: np.ndarray = stored["out"]
+        return out

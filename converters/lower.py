@@ -138,7 +138,8 @@ def lower(
 
 def readout_kind(graph: nir.NIRGraph) -> ReadoutKind:
     """How a plain graph's decision is read: as its metadata says, else by what its output can give."""
-    fires = any(isinstance(graph.nodes[source], FIRING) for source, target in graph.edges if target in graph.outputs)
+    outputs = set(graph.outputs)
+    fires = any(isinstance(graph.nodes[source], FIRING) for source, target in graph.edges if target in outputs)
     kind: ReadoutKind = graph.metadata.get("readout", "count" if fires else "membrane")
     return kind
 
@@ -405,8 +406,10 @@ def _output_population(graph: nir.NIRGraph) -> str:
 
 def _check_supported(graph: nir.NIRGraph) -> None:
     for key, node in graph.nodes.items():
+        if not isinstance(node, INTEGRATORS):
+            continue
         followers = [target for source, target in graph.edges if source == key]
-        if isinstance(node, INTEGRATORS) and not all(isinstance(graph.nodes[to], nir.Output) for to in followers):
+        if not all(isinstance(graph.nodes[to], nir.Output) for to in followers):
             raise GraphError(
                 f"node {key!r} ({type(node).__name__}) feeds {', '.join(map(repr, followers))}: it sends no spikes, "
                 "only a membrane potential, which on the chip the Output alone can read. It runs in floats "

@@ -333,6 +333,7 @@ def _convolution(node: nir.Conv1d | nir.Conv2d, arriving: Shape) -> Shape:
     node.bias = _bias(np.zeros(1, weight.dtype) if node.bias is None else node.bias, weight.shape[0])
     if node.input_shape is not None:
         _check_declared((arriving[0], *_integers("input_shape", node.input_shape, axes, 1)), arriving)
+    node.input_shape = arriving[1] if axes == 1 else arriving[1:]
     if node.padding == "same":
         return (weight.shape[0], *arriving[1:])
     wide = [extent + 2 * pad for extent, pad in zip(arriving[1:], node.padding, strict=True)]

@@ -129,9 +129,6 @@ class _Restated:
                     value if isinstance(value, str) else int(value[0])
                     for value in (node.stride, node.padding, node.dilation)
                 )
-            if isinstance(node, (nir.Conv1d, nir.Conv2d)) and node.input_shape is None:
-                extents = [int(extent) for extent in node.input_type["input"][1:]]
-                node.input_shape = extents[0] if isinstance(node, nir.Conv1d) else tuple(extents)
             if isinstance(node, (nir.SumPool2d, nir.AvgPool2d)):
                 for name in ("kernel_size", "stride", "padding"):
                     setattr(node, name, np.array(getattr(node, name)))

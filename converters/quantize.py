@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from spikeport.converters import slices as sliced
 from spikeport.converters.graph import (
     FloatNeuron,
     Input,
@@ -38,6 +39,7 @@ from spikeport.models.loihi_integers import (
     MAX_DECAY,
     MAX_THRESHOLD,
     MAX_WEIGHT_BITS,
+    MAX_WEIGHT_EXPONENT,
     MIN_WEIGHT_BITS,
     STATE_LIMIT,
     THRESHOLD_SHIFT,
@@ -46,7 +48,8 @@ from spikeport.models.loihi_integers import (
 )
 from spikeport.models.readouts import decide
 
-MAX_WEIGHT_EXPONENT = 7
+STEP_BEFORE = " (step before)"
+"""Marks the source of a projection that carries the spikes of the step before, where it is cut off as an input."""
 HEADROOM = 0.5
 """Share of the range of u that the calibration data may fill; beyond the whole of it u would wrap. For a membrane that
 is read, of the range of v."""
@@ -122,6 +125,7 @@ def quantize(
     calibration: dict[str, np.ndarray],
     on_step: Callable[[int, int], None] | None = None,
     bits: int = MAX_WEIGHT_BITS,
+    slices: int = 1,
 ) -> tuple[ProcessGraph, QuantizationReport]:
     """Quantise a float graph.
 
@@ -129,27 +133,35 @@ def quantize(
         calibration: sample inputs (samples, steps, *shape) by input name.
         on_step: called with (trials done, trials in all).
         bits: of a weight, 2..8.
+        slices: 2 gives each weight of 8 bits a fine synapse beside the coarse one (`spikeport.converters.slices`).
 
     Raises QuantizationError naming the population whose values have no integer form.
     """
+    if slices == 2 and (bits != MAX_WEIGHT_BITS or graph.probed is not None):
+        what = (
+            f"weights of {bits} bits"
+            if graph.probed is None
+            else f"the membrane of {graph.probed.name!r}, which is read"
+        )
+        raise QuantizationError(f"slices = 2 is for weights of 8 bits and decisions by spikes, not for {what}.")
     if not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
         raise QuantizationError(f"weights of {bits} bits are not possible; {MIN_WEIGHT_BITS}..{MAX_WEIGHT_BITS} are.")
     _check_finite(graph)
     truth = Reference(graph).run(calibration, record=True)
     sent = dict(calibration)
-    scales = {population.name: _scales(graph, population, truth, bits) for population in graph.populations}
+    scales = {population.name: _scales(graph, population, truth, bits, slices) for population in graph.populations}
     done, trials = 0, sum(map(len, scales.values()))
     populations: dict[str, Population] = {}
-    projections: dict[str, Projection] = {}
+    projections: dict[str, list[Projection]] = {}
     errors: list[LayerError] = []
     for population in graph.populations:
         incoming = graph.incoming(population.name)
-        best: tuple[Population, list[Projection], LayerError] | None = None
+        best: tuple[Population, list[list[Projection]], LayerError] | None = None
         refusal: QuantizationError | None = None
         for scale, clipped in scales[population.name]:
             done += 1
             try:
-                candidate, scaled = _at_scale(population, incoming, scale, clipped, bits)
+                candidate, scaled = _at_scale(population, incoming, scale, clipped, bits, slices)
             except QuantizationError as error_at_scale:
                 refusal = error_at_scale
             else:
@@ -161,13 +173,13 @@ def quantize(
         if best is None:
             raise refusal or QuantizationError(f"population {population.name!r} has no scale.")
         populations[population.name], chosen, error = best
-        projections |= {projection.name: projection for projection in chosen}
+        projections |= {projection.name: parts for projection, parts in zip(incoming, chosen, strict=True)}
         errors.append(error)
-        alone = _alone(graph, populations[population.name], chosen, sent)
+        alone = _alone(graph, populations[population.name], _joined(chosen), sent)
         sent[population.name] = alone.run(_feeds(alone.graph, sent)).spikes[population.name].numpy()
     integer = replace(
         with_populations(graph, populations.values()),
-        projections=tuple(projections[projection.name] for projection in graph.projections),
+        projections=tuple(part for projection in graph.projections for part in projections[projection.name]),
     )
     samples = next(iter(calibration.values())).shape[0]
     return integer, QuantizationReport(samples, bits, tuple(errors))
@@ -182,15 +194,20 @@ def layer_errors(
     errors = []
     for population, found in zip(graph.populations, integer.populations, strict=True):
         name = population.name
-        incoming, scaled = graph.incoming(name), integer.incoming(name)
+        incoming, scaled = graph.incoming(name), [[projection] for projection in integer.incoming(name)]
         errors.append(_measure(graph, population, found, incoming, scaled, sent, truth, scales[name]))
     bits = max((projection.weight_bits for projection in integer.projections), default=MAX_WEIGHT_BITS)
     return QuantizationReport(next(iter(calibration.values())).shape[0], bits, tuple(errors))
 
 
-def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int) -> list[tuple[float, float]]:
+def _scales(
+    graph: ProcessGraph, population: Population, truth: Run, bits: int, slices: int
+) -> list[tuple[float, float]]:
     """The scales to try, and by how much each clips the weights of the projection with the smallest range."""
     reach = float(truth.u[population.name].abs().max())
+    if slices == 2:
+        largest = sliced.largest_scale(population, graph.incoming(population.name), reach)
+        return [(fraction * largest, 1.0) for fraction in sliced.CANDIDATES]
     if population is graph.probed:
         reach = max(reach, float(truth.v[population.name].abs().max()))
     fitting, bound = _largest_scales(population, graph.incoming(population.name), reach, bits)
@@ -248,8 +265,9 @@ def _check_finite(graph: ProcessGraph) -> None:
 
 
 def _at_scale(
-    population: Population, incoming: list[Projection], scale: float, clipped: float, bits: int
-) -> tuple[Population, list[Projection]]:
+    population: Population, incoming: list[Projection], scale: float, clipped: float, bits: int, slices: int
+) -> tuple[Population, list[list[Projection]]]:
+    """The population in integers, and the synapses that each of its projections becomes."""
     neuron = population.neuron
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
@@ -266,7 +284,14 @@ def _at_scale(
         )
     mant, exponent = _bias(name, scale * 2**THRESHOLD_SHIFT * neuron.bias)
     integers = LoihiNeuron(np.maximum(du, 0), np.minimum(dv, MAX_DECAY), vth, mant, exponent, 1, neuron.reset)
-    return replace(population, neuron=integers), [_scaled(projection, scale, clipped, bits) for projection in incoming]
+    integer = replace(population, neuron=integers)
+    if slices == 2:
+        return integer, [sliced.slices(projection, scale) for projection in incoming]
+    return integer, [[_scaled(projection, scale, clipped, bits)] for projection in incoming]
+
+
+def _joined(parts: list[list[Projection]]) -> list[Projection]:
+    return [each for made in parts for each in made]
 
 
 def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -299,10 +324,13 @@ def _scaled(projection: Projection, scale: float, clipped: float, bits: int) -> 
 
 
 def _alone(graph: ProcessGraph, population: Population, incoming: list[Projection], sent: dict[str, Any]) -> Reference:
-    """The population by itself, fed with spikes that other populations have sent."""
+    """The population by itself, fed with spikes that other populations have sent, now or in the step before."""
     name = population.name
     inputs: list[Input] = []
-    for source in sorted({projection.source for projection in incoming} - {name}):
+    late = [projection for projection in incoming if projection.recurrent and projection.source != name]
+    renamed = {projection.name: projection.source + STEP_BEFORE for projection in late}
+    for label in sorted({renamed.get(projection.name, projection.source) for projection in incoming} - {name}):
+        source = label.removesuffix(STEP_BEFORE)
         node = graph.node(source)
         if isinstance(node, Population):
             if source not in sent:
@@ -310,10 +338,13 @@ def _alone(graph: ProcessGraph, population: Population, incoming: list[Projectio
                     f"population {name!r} is in a loop with {source!r}; quantising loops over several "
                     "populations is not supported."
                 )
-            inputs.append(Input(node.name, node.shape))
+            inputs.append(Input(label, node.shape))
         else:
             inputs.append(node)
-    straight = tuple(replace(projection, delay=0) for projection in incoming)
+    straight = tuple(
+        replace(p, delay=0, source=renamed.get(p.name, p.source), recurrent=p.recurrent and p.name not in renamed)
+        for p in incoming
+    )
     readout = graph.readout if graph.readout.population == name else Readout(name)
     cut = ProcessGraph(
         graph.name, graph.steps, graph.dt, tuple(inputs), (replace(population, stage=1),), straight, readout
@@ -322,7 +353,13 @@ def _alone(graph: ProcessGraph, population: Population, incoming: list[Projectio
 
 
 def _feeds(cut: ProcessGraph, sent: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {node.name: sent[node.name] for node in cut.event_inputs}
+    feeds = {}
+    for node in cut.event_inputs:
+        spikes = sent[node.name.removesuffix(STEP_BEFORE)]
+        if node.name.endswith(STEP_BEFORE):
+            spikes = np.concatenate([np.zeros_like(spikes[:, :1]), spikes[:, :-1]], axis=1)
+        feeds[node.name] = spikes
+    return feeds
 
 
 def _measure(
@@ -330,12 +367,12 @@ def _measure(
     population: Population,
     candidate: Population,
     incoming: list[Projection],
-    scaled: list[Projection],
+    scaled: list[list[Projection]],
     sent: dict[str, np.ndarray],
     truth: Run,
     scale: float,
 ) -> LayerError:
-    alone = _alone(graph, candidate, scaled, sent)
+    alone = _alone(graph, candidate, _joined(scaled), sent)
     run = alone.run(_feeds(alone.graph, sent), record=True)
     name = population.name
     u = run.u[name].numpy()
@@ -350,7 +387,7 @@ def _measure(
         decided, wanted = (decide("membrane", 0.0, v) for v in (last, true_last))
         decision_error = float((decided != wanted).mean())
     weights = np.concatenate([projection.operator.weight.ravel() for projection in incoming])
-    integers = np.concatenate([p.operator.weight.ravel() * 2.0**p.exponent for p in scaled])
+    integers = np.concatenate([_summed(parts).ravel() for parts in scaled])
     true, neuron = population.neuron, candidate.neuron
     assert isinstance(true, FloatNeuron)
     assert isinstance(neuron, LoihiNeuron)
@@ -359,7 +396,7 @@ def _measure(
     return LayerError(
         population=name,
         scale=float(scale),
-        weight_bits=scaled[0].weight_bits if scaled else MAX_WEIGHT_BITS,
+        weight_bits=max((part.weight_bits for part in _joined(scaled)), default=MAX_WEIGHT_BITS),
         clipped_weights=float(
             np.concatenate([_clipped(p, q, scale) for p, q in zip(incoming, scaled, strict=True)]).mean()
         ),
@@ -376,12 +413,17 @@ def _measure(
     )
 
 
-def _clipped(projection: Projection, scaled: Projection, scale: float) -> np.ndarray:
+def _summed(parts: list[Projection]) -> np.ndarray:
+    """The weights that synapses side by side make together."""
+    return np.sum([part.operator.weight * 2.0**part.exponent for part in parts], axis=0)  # type: ignore[no-any-return]
+
+
+def _clipped(projection: Projection, parts: list[Projection], scale: float) -> np.ndarray:
     """Which weights lie outside the levels by more than rounding, bool."""
-    weight = projection.operator.weight.ravel()
-    _, _, step = weight_range(sign_mode(weight), scaled.weight_bits)
-    away = np.abs(weight * scale / 2.0**scaled.exponent - scaled.operator.weight.ravel())
-    clipped: np.ndarray = away > step / 2 * (1 + 1e-9)
+    weight = projection.operator.weight
+    steps = [weight_range(sign_mode(weight), part.weight_bits)[2] * 2.0**part.exponent for part in parts]
+    away = np.abs(weight * scale - _summed(parts)).ravel()
+    clipped: np.ndarray = away > min(steps) / 2 * (1 + 1e-9)
     return clipped
 
 

@@ -15,6 +15,7 @@ EXIT_INTERRUPTED = 130
 
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 BACKENDS = ("torch", "events", "lava", "loihi2")
+PEERS = ("norse", "snntorch", "sinabs", "spikingjelly")
 
 
 class _InOrder(click.Group):
@@ -176,17 +177,25 @@ def import_(
 @cli.command(short_help="Write NIR, ONNX, or a network for SANA-FE.")
 @FOLDER
 @click.option("--to", "target", type=click.Choice(["nir", "onnx", "sanafe"]), default="nir", show_default=True)
+@click.option("--for", "peer", type=click.Choice(PEERS), help="Write NIR such that this library loads and runs it.")
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="Test sample for SANA-FE.")
-def export(folder: Path, target: str, sample: int) -> None:
+def export(folder: Path, target: str, peer: Any, sample: int) -> None:
     """Write the trained network of DIR as NIR, the quantised one as ONNX, or one sample of it on its chip for SANA-FE.
 
-    The NIR file is read back and must run to the same spikes. ONNX is two files (docs/onnx.md): a step, with the states
+    The NIR file is read back and must run to the same spikes. --for writes a file of its own beside it, from the NIR
+    file of DIR, which an import left there as well. ONNX is two files (docs/onnx.md): a step, with the states
     in and out, and a whole sample. For Lava and Loihi hosts there is `spikeport bundle`.
     """
+    if peer is not None and target != "nir":
+        raise click.UsageError("--for is about --to nir.")
     place = _open(folder)
     from spikeport.deploy.stages import export_stage, onnx_stage
 
-    if target == "nir":
+    if peer is not None:
+        from spikeport.deploy.importing import export_for
+
+        click.echo(f"wrote {export_for(place, peer)}")
+    elif target == "nir":
         export_stage(place, _progress())
     elif target == "sanafe":
         from spikeport.deploy.sanafe_export import sanafe_stage

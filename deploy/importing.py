@@ -20,6 +20,7 @@ import torch
 from spikeport.converters.lower import FIRING, readout_kind
 from spikeport.converters.nir_float import FloatNetwork
 from spikeport.converters.nir_graph import INTEGRATORS, NEURONS, POPULATIONS, SPIKING, out_shape
+from spikeport.converters.nir_peers import Peer, for_peer
 from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_timing import Discretization
 from spikeport.converters.nir_writer import write_nir
@@ -75,6 +76,7 @@ def import_stage(
     text = to_toml(_sections(source, network, choices, data))
     recipe = parse_any_recipe(text, str(source))
     assert isinstance(recipe, ImportedRecipe)
+    _check_readout(network.graph, recipe.imported.readout)
     place = RunFolder(folder)
     write_text(place.recipe_file, text)
     write_nir(recorded(network), place.nir_file)
@@ -101,7 +103,7 @@ def import_stage(
             "reset": network.timing.reset,
             "discretization": network.timing.discretization,
             "parameters": _parameters(network.graph),
-            "architecture": architecture(network.graph),
+            "architecture": architecture(network),
             "float_accuracy": accuracy,
             "samples": samples,
             "data_note": note,
@@ -111,7 +113,7 @@ def import_stage(
     )
     timing = network.timing
     progress.say(
-        f"{source.name}: {architecture(network.graph)}, {recipe.steps} steps of dt = {timing.dt:g}, "
+        f"{source.name}: {architecture(network)}, {recipe.steps} steps of dt = {timing.dt:g}, "
         f"reset {timing.reset!r}, {timing.discretization}"
     )
     if accuracy is not None:
@@ -185,11 +187,7 @@ def run_float(
     (output,) = graph.outputs
     populations = {key: node for key, node in graph.nodes.items() if isinstance(node, POPULATIONS)}
     sizes = {key: math.prod(out_shape(node)) for key, node in populations.items()}
-    feeding = [source for source, target in graph.edges if target == output]
-    fires = len(feeding) == 1 and isinstance(graph.nodes[feeding[0]], FIRING)
-    if (readout == "membrane") == fires:
-        wanted = "spikes: count, psc or first_spike" if fires else "no spikes: membrane"
-        raise GraphError(f"the readout {readout!r} does not fit {output!r}, which receives {wanted}.")
+    fires = _check_readout(graph, readout)
     samples, steps = next(iter(inputs.values())).shape[:2]
     values = steps * sum(math.prod(out_shape(graph.nodes[key])) for key in (*populations, output))
     rows = max(1, BATCH_VALUES // max(values, 1))
@@ -219,6 +217,28 @@ def run_float(
         seconds=time.perf_counter() - started,
     )
     return trace, np.concatenate(decided)
+
+
+def export_for(place: RunFolder, peer: Peer) -> Path:
+    """Write the network of a run folder's NIR file such that a peer loads it and fires as it does.
+
+    Raises GraphError naming what the peer cannot do.
+    """
+    network = FloatNetwork(read_nir(place.nir_file), str(place.nir_file))
+    path = place.nir_file.with_name(f"{place.nir_file.stem}-{peer}.nir")
+    write_nir(for_peer(network.graph, network.timing, peer), path)
+    return path
+
+
+def _check_readout(graph: nir.NIRGraph, readout: ReadoutKind) -> bool:
+    """Whether the Output receives spikes. Raises GraphError where the readout wants the other."""
+    (output,) = graph.outputs
+    feeding = [source for source, target in graph.edges if target == output]
+    fires = len(feeding) == 1 and isinstance(graph.nodes[feeding[0]], FIRING)
+    if (readout == "membrane") == fires:
+        wanted = "spikes: count, psc or first_spike" if fires else "no spikes: membrane"
+        raise GraphError(f"the readout {readout!r} does not fit {output!r}, which receives {wanted}.")
+    return fires
 
 
 def _keep(network: FloatNetwork) -> float:
@@ -252,9 +272,10 @@ def _parameters(graph: nir.NIRGraph) -> int:
     return sum(np.size(value) for value in found if value is not None)
 
 
-def architecture(graph: nir.NIRGraph) -> str:
-    """The sizes of input and populations in the order of the graph, as in `12-38-7`; images as `2x34x34`."""
-    shown = [node for node in graph.nodes.values() if isinstance(node, (nir.Input, *POPULATIONS))]
+def architecture(network: FloatNetwork) -> str:
+    """The sizes of input and populations in the order in which they are run, as in `12-38-7`; images as `2x34x34`."""
+    nodes = (network.graph.nodes[key] for key in network.order)
+    shown = [node for node in nodes if isinstance(node, (nir.Input, *POPULATIONS))]
     return "-".join("x".join(map(str, out_shape(node))) for node in shown)
 
 

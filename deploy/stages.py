@@ -193,16 +193,16 @@ def quantize_stage(
     """
     recipe = folder.recipe
     bits = bits or recipe.quantization.weight_bits
+    slices = recipe.quantization.slices
     epochs = recipe.quantization.fine_tuning.epochs if fine_tuning_epochs is None else fine_tuning_epochs
     with _timed() as elapsed:
         graph = folder.float_graph()
         samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
         with progress.task("search the scales", 1) as advance:
-            integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
+            integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits, slices)
         worst = max(report.layers, key=lambda layer: layer.spike_error)
-        progress.say(
-            f"{bits}-bit weights; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ"
-        )
+        weights = "weights in slices" if slices == 2 else f"{bits}-bit weights"
+        progress.say(f"{weights}; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
         found: dict[str, Any] = {}
         if epochs:
             tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)

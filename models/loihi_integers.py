@@ -26,6 +26,7 @@ MAX_DECAY = DECAY_UNITY - 1
 MAX_THRESHOLD = (1 << 17) - 1
 BIAS_MANT_LIMIT = 1 << 12
 MAX_BIAS_EXP = 7
+MAX_WEIGHT_EXPONENT = 7
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
 """Widths of a weight that networks are quantised to; one of a single bit could only be zero or not."""
 

@@ -279,9 +279,11 @@ class QuantizationSection(_Section):
     """[quantization]: the scale of each population is searched on `calibration_samples`.
 
     weight_bits: levels of a weight are 2^bits, whatever the signs.
+    slices: 2 makes each weight the sum of a coarse and a fine synapse (`spikeport.converters.slices`).
     """
 
     weight_bits: int = Field(default=MAX_WEIGHT_BITS, ge=MIN_WEIGHT_BITS, le=MAX_WEIGHT_BITS)
+    slices: Literal[1, 2] = 1
     calibration_samples: int = Field(default=256, gt=0)
     fine_tuning: FineTuningSection = FineTuningSection()
 

@@ -129,9 +129,9 @@ class _Maker:
         weight = self.weight(channels, shape[0] // groups, *kernel)
         bias = self.rng.normal(0, 0.2, channels)
         if axes == 1:
-            node: nir.NIRNode = nir.Conv1d(None, weight, stride[0], padding[0], dilation[0], groups, bias)
+            node: nir.NIRNode = nir.Conv1d(shape[1], weight, stride[0], padding[0], dilation[0], groups, bias)
         else:
-            node = nir.Conv2d(None, weight, tuple(stride), tuple(padding), tuple(dilation), groups, bias)
+            node = nir.Conv2d(shape[1:], weight, tuple(stride), tuple(padding), tuple(dilation), groups, bias)
         return self.add(source, node), (channels, *out)
 
     def pool(self, source: str, shape: Shape) -> tuple[str, Shape]:

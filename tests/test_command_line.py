@@ -474,7 +474,7 @@ def _change_nir(run: Path, change: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [("node", ("conv1", "LI")), ("edge", ("conv1_weight",)), ("nan", ("conv1_weight", "NaN"))],
+    [("node", ("conv1", "LI", "no spikes")), ("edge", ("conv1_weight",)), ("nan", ("conv1_weight", "NaN"))],
 )
 def test_a_wrong_nir_file_is_refused(
     change: str, words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from graph_strategies import one_thread  # noqa: F401
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from nir_strategies import nir_graphs, random_events, random_nir
 
 from spikeport.converters.lower import lower
 from spikeport.converters.nir_float import FloatNetwork
+from spikeport.converters.quantize import quantize
 from spikeport.converters.reference import Reference
-from spikeport.models.errors import GraphError
+from spikeport.deploy import event_simulator, torch_backend
+from spikeport.deploy.verify import compare
+from spikeport.models.errors import GraphError, QuantizationError
 
 ONE = np.ones(1)
 
@@ -53,6 +56,18 @@ def test_a_lowered_network_fires_as_its_nodes_do(graph: nir.NIRGraph, seed: int)
         if population.name in expected:  # the rest are relays
             found = run.spikes[population.name].to(torch.float64)
             assert torch.equal(found, expected[population.name]), population.name
+
+
+@given(nir_graphs(), st.integers(0, 2**32 - 1))
+@settings(max_examples=12)
+def test_what_is_lowered_can_be_quantised_and_runs_alike(graph: nir.NIRGraph, seed: int) -> None:
+    """Relays and loops of one population included; of loops over several, quantisation says that it cannot."""
+    inputs = random_events(graph, seed)
+    try:
+        integer, _ = quantize(lower(graph, "network"), inputs)
+    except QuantizationError:
+        reject()
+    assert compare(integer, torch_backend.run(integer, inputs), event_simulator.run(integer, inputs)).equal
 
 
 def test_these_networks_have_everything_in_them_and_fire() -> None:
