@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers setup-interop demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench;
 
 setup-train-peers: $(SETUP) ## environment in .venv-train-peers with the libraries that our training is compared with
 	@.ci/setup-train-peers.sh
+
+setup-interop: $(SETUP) ## environment in .venv-interop with the libraries that NIR files are exchanged with
+	@.ci/setup-interop.sh
 
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
 	$(BIN)/spikeport run digits -o runs/digits
