@@ -20,6 +20,7 @@ from spikeport.converters.lower import lower
 from spikeport.converters.nir_writer import to_nir
 from spikeport.deploy.chip import load_chip
 from spikeport.deploy.mapping import map_network, placement_hops
+from spikeport.deploy.placement import Traffic, place_cores, snake_fill, weighted_hops
 from spikeport.models.architectures import parse_architecture
 from spikeport.models.files import write_json
 from spikeport.models.networks import SpikingNetwork
@@ -34,6 +35,21 @@ NETWORKS = (
     ("64C3p1-64C3p1-P2-128C3p1-128C3p1-P4-256-10", (2, 32, 32), 10, "loihi"),
     ("64C3p1-64C3p1-64C3p1-P8-10", (2, 64, 64), 10, "loihi"),
 )
+
+
+def placing_times() -> list[dict[str, float]]:
+    """Seconds to place cores with random traffic, 30 targets each, and the weighted hops beside those of a snake."""
+    chip, rows = load_chip("loihi"), []
+    for n in (128, 1000):
+        rng = np.random.default_rng(n)
+        source, target = np.divmod(np.unique(rng.integers(0, n * n, 30 * n)), n)
+        packets = Traffic(rng.random(n), source, target, rng.random(len(source)))
+        began = time.perf_counter()
+        places = place_cores(packets, chip, np.arange(n) / n)
+        seconds = time.perf_counter() - began
+        hops, snake = (weighted_hops(packets, at, chip) for at in (places, snake_fill(n, chip)))
+        rows.append({"cores": n, "seconds": seconds, "hops": hops, "in order": snake})
+    return rows
 
 
 def build(architecture: str, shape: tuple[int, ...], classes: int) -> ProcessGraph:
@@ -74,8 +90,14 @@ def main() -> None:
         figures = (f"{value:,.0f}" for value in (*place.values(), hops.random, hops.greedy, hops.placed))
         table.add_row(f"{image}-{architecture}", chip_name, *figures, f"{seconds:.1f}")
     Console().print(table)
+    placing = placing_times()
+    for row in placing:
+        Console().print(
+            f"random traffic of {row['cores']:,} cores placed in {row['seconds']:.1f} s: "
+            f"{row['hops']:,.0f} hops, {row['in order']:,.0f} in order"
+        )
     if options.out:
-        write_json(options.out, rows)
+        write_json(options.out, {"networks": rows, "random_traffic": placing})
 
 
 if __name__ == "__main__":

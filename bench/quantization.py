@@ -20,8 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from spikeport.converters.graph import ProcessGraph
-from spikeport.converters.lower import lower
-from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.qat import IntegerNetwork, fine_tune
 from spikeport.converters.quantize import quantize
 from spikeport.deploy import torch_backend
@@ -60,7 +58,7 @@ def measure(graph: ProcessGraph, folder: RunFolder) -> Figures:
 def float_figures(folder: RunFolder) -> dict[str, Any]:
     """The entry of a run before any quantisation."""
     recipe = folder.recipe
-    graph = lower(read_nir(folder.nir_file), recipe.name)
+    graph = folder.float_graph()
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -77,7 +75,7 @@ def float_figures(folder: RunFolder) -> dict[str, Any]:
 def quantized_figures(folder: RunFolder, bits: int, epochs: int, progress: ConsoleProgress) -> dict[str, Any]:
     """PTQ and QAT of a run at so many bits."""
     recipe = folder.recipe.with_fine_tuning(epochs)
-    graph = lower(read_nir(folder.nir_file), recipe.name)
+    graph = folder.float_graph()
     samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
     with progress.task(f"{recipe.name}, {bits} bits: search the scales", 1) as advance:
         integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
@@ -178,7 +176,7 @@ def main() -> int:
             continue
         folder = RunFolder.open(path)
         key = f"{folder.recipe.name}, seed {folder.recipe.seed}"
-        graph = lower(read_nir(folder.nir_file), folder.recipe.name).fingerprint()
+        graph = folder.float_graph().fingerprint()
         if results.get(key, {}).get("graph") != graph:
             results[key] = float_figures(folder)
         for bits in asked.bits:

@@ -8,7 +8,7 @@ have registers of their own, of 12 and 17 bits, and keep them whatever the bits 
 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
-least from the float network's wins; the error of the weights decides a draw. A population whose membrane is the readout
+least from the float network's, beside how many there are, wins; the error of the weights decides a draw. A population whose membrane is the readout
 sends no spikes: there the share of samples that are decided otherwise and the error of the last membrane count. u, and
 the v that is read, have to stay within half of their range on the sample data: beyond it u wraps, and v would fire.
 """
@@ -69,8 +69,9 @@ class LayerError:
     """What quantisation did to one population on the calibration data.
 
     scale: integers per unit of input. weight_error, current_error: root mean square error over root mean square value.
-    spike_error: share of neuron-steps that differ from the float network. headroom: largest |u| seen over 2^23, where
-    u would wrap. current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a
+    spike_error: share of neuron-steps that differ from the float network. spike_distance: the same neuron-steps over the
+    spikes of both (Dice's distance): 0 where all spikes agree, 1 where none does, so that a silent population is as far
+    away as can be, however rarely it should fire. headroom: largest |u| seen over 2^23, where u would wrap. current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a
     step. threshold_error: largest difference of a threshold, over the threshold.
 
     Of a population whose membrane is the readout, headroom is that of v too, which saturates at 2^23. membrane_error:
@@ -85,6 +86,7 @@ class LayerError:
     weight_error: float
     current_error: float
     spike_error: float
+    spike_distance: float
     headroom: float
     threshold: int
     current_decay_error: float
@@ -98,7 +100,7 @@ class LayerError:
         """The scale of the smallest rank wins."""
         overfull = float(self.headroom > HEADROOM)
         if self.membrane_error is None or self.decision_error is None:
-            return overfull, self.spike_error, self.weight_error
+            return overfull, self.spike_distance, self.weight_error
         return overfull, self.decision_error, self.membrane_error, self.weight_error
 
 
@@ -386,6 +388,8 @@ def _measure(
         membrane_error = _relative(last / unit, true_last)
         decided, wanted = (decide("membrane", 0.0, v) for v in (last, true_last))
         decision_error = float((decided != wanted).mean())
+    fired, wanted_to = run.spikes[name].numpy() != 0, truth.spikes[name].numpy() != 0
+    differing, spikes = int((fired != wanted_to).sum()), int(fired.sum() + wanted_to.sum())
     weights = np.concatenate([projection.operator.weight.ravel() for projection in incoming])
     integers = np.concatenate([_summed(parts).ravel() for parts in scaled])
     true, neuron = population.neuron, candidate.neuron
@@ -402,7 +406,8 @@ def _measure(
         ),
         weight_error=_relative(integers / scale, weights),
         current_error=_relative(u / unit, true_u),
-        spike_error=float((run.spikes[name].numpy() != truth.spikes[name].numpy()).mean()),
+        spike_error=differing / fired.size,
+        spike_distance=differing / spikes if spikes else 0.0,
         headroom=largest / STATE_LIMIT,
         threshold=int(np.max(neuron.vth)),
         current_decay_error=_farthest(1 - (neuron.du + neuron.ds_offset) / DECAY_UNITY, true.current_keep),

@@ -203,6 +203,12 @@ def quantize_stage(
         worst = max(report.layers, key=lambda layer: layer.spike_error)
         weights = "weights in slices" if slices == 2 else f"{bits}-bit weights"
         progress.say(f"{weights}; most affected: {worst.population}, {worst.spike_error:.2%} of neuron-steps differ")
+        for layer in report.layers:
+            if layer.spike_distance == 1:
+                progress.say(
+                    f"none of the spikes of {layer.population} is one of the float network's: its largest current "
+                    "leaves the weights too few levels. Graded input of fewer bits (message_bits) leaves more."
+                )
         found: dict[str, Any] = {}
         if epochs:
             tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)

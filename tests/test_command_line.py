@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -615,13 +614,11 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_written_file(tmp_path: Path) ->
     while line and "epoch" not in line:
         line = process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
-    started = time.monotonic()
     try:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130, error
-    assert time.monotonic() - started < 30
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.toml", "training.pt"}

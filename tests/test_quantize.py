@@ -381,6 +381,22 @@ def test_graded_inputs_are_calibrated_with_their_payloads() -> None:
     assert made.inputs == graph.inputs
 
 
+def test_a_population_that_can_only_be_kept_roughly_is_not_silenced() -> None:
+    """One neuron's large current leaves the weights few levels; silence would differ at the fewest neuron-steps."""
+    rng = np.random.default_rng(1)
+    weights = rng.normal(0, 0.01, (30, 200))
+    weights[0] = -0.05
+    graph = one_population(weights, neuron=floats(22.0))
+    graph = replace(graph, inputs=(replace(graph.inputs[0], message_bits=8),))
+    calibration = {"in0": rng.integers(0, 128, (16, STEPS, 200))}
+    made, report = quantize(graph, calibration)
+    rate = float(Reference(graph).run(calibration).spikes["out"].float().mean())
+    layer = report.layers[0]
+    assert 0.5 * rate < float(Reference(made).run(calibration).spikes["out"].float().mean()) < 1.5 * rate
+    assert layer.spike_error > rate  # what makes silence look good
+    assert layer.spike_distance < 0.6
+
+
 def test_a_constant_source_is_quantised_like_any_other() -> None:
     rng = np.random.default_rng(0)
     graph = one_population(rng.normal(0.1, 0.5, (4, 6)), neuron=floats(1.2))
