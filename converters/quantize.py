@@ -8,9 +8,10 @@ have registers of their own, of 12 and 17 bits, and keep them whatever the bits 
 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
-least from the float network's, beside how many there are, wins; the error of the weights decides a draw. A population whose membrane is the readout
-sends no spikes: there the share of samples that are decided otherwise and the error of the last membrane count. u, and
-the v that is read, have to stay within half of their range on the sample data: beyond it u wraps, and v would fire.
+least from the float network's, beside how many there are, wins; the error of the weights decides a draw. A population
+whose membrane is the readout sends no spikes: there the share of samples that are decided otherwise and the error of
+the last membrane count. u, and the v that is read, have to stay within half of their range on the sample data: beyond
+it u wraps, and v would fire.
 """
 
 from collections.abc import Callable
@@ -69,10 +70,11 @@ class LayerError:
     """What quantisation did to one population on the calibration data.
 
     scale: integers per unit of input. weight_error, current_error: root mean square error over root mean square value.
-    spike_error: share of neuron-steps that differ from the float network. spike_distance: the same neuron-steps over the
-    spikes of both (Dice's distance): 0 where all spikes agree, 1 where none does, so that a silent population is as far
-    away as can be, however rarely it should fire. headroom: largest |u| seen over 2^23, where u would wrap. current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a
-    step. threshold_error: largest difference of a threshold, over the threshold.
+    spike_error: share of neuron-steps that differ from the float network. spike_distance: the same neuron-steps over
+    the spikes of both (Dice's distance): 0 where all spikes agree, 1 where none does, so that a silent population is as
+    far away as can be, however rarely it should fire. headroom: largest |u| seen over 2^23, where u would wrap.
+    current_decay_error, voltage_decay_error: largest difference in the share of u or v that survives a step.
+    threshold_error: largest difference of a threshold, over the threshold.
 
     Of a population whose membrane is the readout, headroom is that of v too, which saturates at 2^23. membrane_error:
     root mean square error of v after the last step over its root mean square value. decision_error: share of samples
