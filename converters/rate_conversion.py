@@ -106,7 +106,7 @@ def convert(ann: Ann, calibration: np.ndarray, settings: Conversion) -> nir.NIRG
     if calibration.shape[1:] != ann.input_shape:
         found = calibration.shape[1:]
         raise GraphError(f"{ann.name} takes inputs of the shape {ann.input_shape}; the calibration data have {found}.")
-    ann = fold_affine(without_max_pool(_with_normalisation(ann, settings)))
+    ann = fold_affine(without_max_pool(normalised(ann, settings)))
     thresholds = balance_thresholds(ann, calibration, settings)
     if settings.neuron == "subtract":
         ann = fold_affine(_with_shift(ann, thresholds, settings.steps))
@@ -160,8 +160,8 @@ def _check(settings: Conversion) -> None:
         raise GraphError(f"std = {settings.std} must be positive.")
 
 
-def _with_normalisation(ann: Ann, settings: Conversion) -> Ann:
-    """The ANN on images in 0..1."""
+def normalised(ann: Ann, settings: Conversion) -> Ann:
+    """The ANN on images in 0..1, which it takes as (x - mean) / std."""
     channels = ann.input_shape[0]
     try:
         mean, std = (

@@ -18,6 +18,18 @@ BACKENDS = ("torch", "events", "lava", "loihi2")
 PEERS = ("norse", "snntorch", "sinabs", "spikingjelly")
 
 
+ANN_STEPS = 16
+"""Length of a sample of a converted ANN: `make bench-onnx` finds no gain in more."""
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    try:
+        return None if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not one number or several with commas between them.") from None
+
+
 class _InOrder(click.Group):
     """Lists the commands in the order of a run instead of the alphabet's."""
 
@@ -135,43 +147,65 @@ def train(recipe: str, folder: Path | None, restart: bool, tensorboard: bool, sa
 @cli.command(name="import", short_help="A run folder from a network that was trained elsewhere.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="Run folder [default: runs/FILE].")
-@click.option("--inputs", type=click.Path(path_type=Path, dir_okay=False), help="Spikes to run it on, .npz or .npy.")
+@click.option("--inputs", type=click.Path(path_type=Path, dir_okay=False), help="What to run it on, .npz or .npy.")
 @click.option("--recipe", help="Take data, encoder, chip and checks from this recipe instead.")
+@click.option("--steps", type=click.IntRange(1), help="Length of a sample [default: that of the data; of an ANN 16].")
 @click.option("--dt", type=click.FloatRange(0, min_open=True), help="Length of a step, in the file's unit of time.")
 @click.option("--reset", type=click.Choice(["zero", "subtract"]), help="What a neuron does when it has fired.")
 @click.option("--discretization", type=click.Choice(["euler", "exponential"]), help="[default: euler]")
-@click.option("--steps", type=click.IntRange(1), help="Length of a sample [default: that of the data].")
 @click.option("--readout", type=click.Choice(["count", "first_spike", "membrane"]), help="How a decision is read.")
+@click.option("--neuron", type=click.Choice(["synapse", "subtract", "zero"]), help="ANN: the reset [default: synapse].")
+@click.option("--message-bits", type=click.IntRange(1, 16), help="ANN: of the input's graded spikes [default: 4].")
+@click.option(
+    "--percentile", type=click.FloatRange(0, 100, min_open=True), help="ANN: of activations, the threshold [99.9]."
+)
+@click.option("--mean", callback=_numbers, help="ANN: it takes (x - mean) / std; one number, or one a channel [0].")
+@click.option("--std", callback=_numbers, help="ANN: see --mean [1].")
 def import_(
-    file: Path,
-    folder: Path | None,
-    inputs: Path | None,
-    recipe: str | None,
-    dt: float | None,
-    reset: str | None,
-    discretization: Literal["euler", "exponential"] | None,
-    steps: int | None,
-    readout: Literal["count", "first_spike", "membrane"] | None,
+    file: Path, folder: Path | None, inputs: Path | None, recipe: str | None, steps: int | None, **options: Any
 ) -> None:
-    """Make a run folder of FILE (.nir) and run it in floats; then quantize, map, simulate, verify and report follow.
+    """Make a run folder of FILE and run it in floats; then quantize, map, simulate, verify and report follow.
 
-    NIR stores no dt and no reset: where the file's metadata does not have them, --dt and --reset are needed. What the
-    chip cannot do still runs in floats here, and is named.
+    A spiking network, .nir: NIR stores no dt and no reset; where the file's metadata does not have them, --dt and
+    --reset are needed. What the chip cannot do still runs in floats here, and is named.
 
-    The .npz of --inputs holds x, integers (samples, steps, *shape), and optionally y, the class of each sample, and
-    x_calibration, samples that quantisation is calibrated on.
+    A trained ANN, .onnx, becomes a spiking network by rate conversion: see the options that begin with ANN.
+
+    The .npz of --inputs holds x, of a spiking network integers (samples, steps, *shape), of an ANN values
+    (samples, *shape) in 0..1; and optionally y, the class of each sample, and x_calibration, samples that quantisation
+    is calibrated on.
     """
     if (inputs is None) == (recipe is None):
         raise click.UsageError("give what to run the network on: either --inputs FILE.npz or --recipe RECIPE.")
-    from spikeport.deploy.importing import Choices, import_stage
-    from spikeport.models.datasets.arrays import read_arrays_file
+    kinds: dict[str, tuple[str, ...]] = {
+        ".nir": ("dt", "reset", "discretization", "readout"),
+        ".onnx": ("neuron", "message_bits", "percentile", "mean", "std"),
+    }
+    kind = file.suffix.lower()
+    if kind not in kinds:
+        raise click.UsageError(f"{file} ends in {kind or 'nothing'!r}; {' and '.join(kinds)} can be imported.")
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key in chosen:
+        if key not in kinds[kind]:
+            raise click.UsageError(f"--{key.replace('_', '-')} is not about {kind} files.")
+    from spikeport.models.datasets.arrays import read_arrays_file, read_values_file
     from spikeport.models.recipe import load_recipe
 
-    data = load_recipe(recipe) if recipe is not None else read_arrays_file(inputs) if inputs is not None else None
-    assert data is not None
-    choices = Choices(dt, reset, discretization, steps, readout)
-    origin = inputs.name if inputs is not None else ""
-    import_stage(file, folder or _default_folder(str(file), None), choices, data, origin, _progress())
+    place, origin = folder or _default_folder(str(file), None), inputs.name if inputs is not None else ""
+    if recipe is not None:
+        data: Any = load_recipe(recipe)
+    else:
+        assert inputs is not None
+        data = read_values_file(inputs) if kind == ".onnx" else read_arrays_file(inputs)
+    if kind == ".onnx":
+        from spikeport.converters.rate_conversion import Conversion
+        from spikeport.deploy.onnx_import import import_onnx
+
+        import_onnx(file, place, Conversion(steps or ANN_STEPS, **chosen), data, origin, _progress())
+    else:
+        from spikeport.deploy.importing import Choices, import_nir
+
+        import_nir(file, place, Choices(steps=steps, **chosen), data, origin, _progress())
 
 
 @cli.command(short_help="Write NIR, ONNX, or a network for SANA-FE.")

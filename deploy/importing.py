@@ -1,4 +1,4 @@
-"""`spikeport import`: a run folder from a network that was trained elsewhere.
+"""`spikeport import FILE.nir`: a run folder from a network that was trained elsewhere.
 
 The file is read, run in floats on the test samples exactly as it says, and put into the folder together with a recipe
 whose section [import] holds every choice that the file did not record. `quantize` and all stages after it then work as
@@ -24,20 +24,22 @@ from spikeport.converters.nir_peers import Peer, for_peer
 from spikeport.converters.nir_reader import read_nir
 from spikeport.converters.nir_timing import Discretization
 from spikeport.converters.nir_writer import write_nir
+from spikeport.deploy.chip import load_chip
 from spikeport.deploy.progress import Progress
 from spikeport.deploy.run_folder import RunFolder, load_data, lower_imported
 from spikeport.deploy.trace import Trace, pack
 from spikeport.models.datasets.arrays import Arrays, write_arrays_file
-from spikeport.models.errors import GraphError, SpikeportError
+from spikeport.models.errors import GraphError
 from spikeport.models.files import write_text
 from spikeport.models.readouts import ReadoutKind, decide
-from spikeport.models.recipe import ImportedRecipe, Recipe, parse_any_recipe, to_toml
+from spikeport.models.recipe import ChipSection, ConversionSection, ImportedRecipe, Recipe, parse_any_recipe, to_toml
 
 BATCH_VALUES = 1 << 25
 """Values that a batch of samples may leave behind in floats."""
 
-SOURCES = (".nir",)
-"""What can be imported, by the file's suffix."""
+
+GRADED_CHIP = "loihi2"
+"""The chip where the input is graded and that of the recipe, or the default, only takes binary spikes."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,43 @@ class Choices:
     readout: ReadoutKind | None = None
 
 
-def check_source(path: Path) -> None:
-    """Raises SpikeportError where a file is of no kind that can be imported."""
-    if path.suffix.lower() not in SOURCES:
-        raise SpikeportError(f"{path} ends in {path.suffix or 'nothing'!r}; {', '.join(SOURCES)} can be imported.")
-
-
-def import_stage(
+def import_nir(
     source: Path, folder: Path, choices: Choices, data: Arrays | Recipe, origin: str, progress: Progress
 ) -> RunFolder:
-    """Make a run folder of a NIR file and run it in floats.
-
-    Args:
-        data: spikes that the user gave, or the recipe whose data, encoder, quantisation, chip and checks are used.
-        origin: what the data is called.
+    """Make a run folder of a NIR file and run it in floats; arguments as of `import_network`.
 
     Raises GraphError where the file is wrong or leaves a choice open that is not made.
     """
-    started = time.perf_counter()
-    check_source(source)
     network = FloatNetwork(
         read_nir(source), str(source), dt=choices.dt, reset=choices.reset, discretization=choices.discretization
     )
-    text = to_toml(_sections(source, network, choices, data))
+    return import_network(network, source, folder, choices, data, origin, progress)
+
+
+def import_network(
+    network: FloatNetwork,
+    source: Path,
+    folder: Path,
+    choices: Choices,
+    data: Arrays | Recipe,
+    origin: str,
+    progress: Progress,
+    conversion: ConversionSection | None = None,
+    found: dict[str, Any] | None = None,
+) -> RunFolder:
+    """Make a run folder of a network and run it in floats.
+
+    Args:
+        source: the file that it comes from.
+        data: spikes that the user gave, or the recipe whose data, encoder, quantisation, chip and checks are used.
+        origin: what the data is called.
+        conversion: how it was converted from an ANN, if it was; found: what import.json is to say besides.
+    """
+    started = time.perf_counter()
+    sections = _sections(source, network, choices, data)
+    if conversion is not None:
+        sections["import"]["conversion"] = conversion.model_dump()
+    text = to_toml(sections)
     recipe = parse_any_recipe(text, str(source))
     assert isinstance(recipe, ImportedRecipe)
     _check_readout(network.graph, recipe.imported.readout)
@@ -108,6 +124,7 @@ def import_stage(
             "samples": samples,
             "data_note": note,
             "not_on_chip": refused,
+            **(found or {}),
             "seconds": round(time.perf_counter() - started, 3),
         },
     )
@@ -159,6 +176,9 @@ def _sections(source: Path, network: FloatNetwork, choices: Choices, data: Array
     else:
         shared = ("seed", "data", "encoder", "quantization", "chip", "check")
         sections |= {key: value for key, value in data.model_dump(exclude_none=True).items() if key in shared}
+    chip = sections.setdefault("chip", ChipSection().model_dump(exclude_none=True))
+    if load_chip(chip["name"]).supports.message_bits < sections["encoder"]["message_bits"]:
+        chip |= {"name": GRADED_CHIP, "compare": ChipSection().name}
     return sections
 
 

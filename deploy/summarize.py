@@ -115,6 +115,9 @@ def _training(folder: RunFolder) -> Training:
     if isinstance(recipe, ImportedRecipe):
         section = recipe.imported
         how = f"{section.source}: dt = {section.dt:g}, reset {section.reset}, {section.discretization} steps"
+        if section.conversion is not None:
+            accuracy = "" if found["ann_accuracy"] is None else f" of {found['ann_accuracy']:.2%}"
+            how = f"{section.source}: an ANN{accuracy}, rate-converted, reset by {section.conversion.neuron}"
         return Training(
             rule="imported",
             rule_title="imported",

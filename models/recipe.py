@@ -54,11 +54,22 @@ class ArraysSection(_Section):
     file: str = "inputs.npz"
 
 
+class ConversionSection(_Section):
+    """[import.conversion]: how an ANN became the network (`spikeport.converters.rate_conversion`)."""
+
+    neuron: Literal["synapse", "subtract", "zero"]
+    percentile: float
+    per_channel: bool
+    mean: Annotated[tuple[float, ...], FROM_LIST]
+    std: Annotated[tuple[float, ...], FROM_LIST]
+
+
 class ImportSection(_Section):
     """[import]: a network that was trained elsewhere, and how it runs.
 
     source: the file that it came from. dt, reset, discretization: how its equations become steps
-    (`spikeport.converters.nir_timing`). input, input_shape: its Input node. output_size: classes.
+    (`spikeport.converters.nir_timing`). input, input_shape: its Input node. output_size: classes. conversion: set where
+    the file is that of an ANN.
     """
 
     source: str
@@ -70,6 +81,7 @@ class ImportSection(_Section):
     input: str
     input_shape: Annotated[tuple[int, ...], FROM_LIST]
     output_size: int = Field(gt=0)
+    conversion: ConversionSection | None = None
 
 
 class NetworkSection(_Section):

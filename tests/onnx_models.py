@@ -1,12 +1,17 @@
 """Small ONNX models for tests, built operator by operator, and random ones that onnxruntime can run."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from spikeport.models.datasets import load_dataset
 
 OPSET = 17
 
@@ -214,3 +219,27 @@ def _vector_layer(made: Builder, rng: np.random.Generator) -> None:
         made.add("Add", before)
     else:
         made.add("Relu")
+
+
+def trained_on_digits(path: Path) -> Path:
+    """A small ANN with batch normalisation, trained on the digits and written by torch."""
+    torch.manual_seed(0)
+    data = load_dataset("digits", 200, 0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()),
+        *(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
+    )
+    images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(25):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's newer exporter needs a package more
+        torch.onnx.export(
+            net.eval(), (images[:1],), path, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"]
+        )
+    return path

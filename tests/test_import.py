@@ -155,7 +155,7 @@ def test_what_the_chip_cannot_do_runs_in_floats_and_is_refused_by_quantize(
         (["foreign.nir", "--inputs", "more.npz", *CHOSEN], "it takes x, and optionally y"),
         (["foreign.nir", "--inputs", "foreign.nir", *CHOSEN], "no .npz or .npy file"),
         (["foreign.nir", "--inputs", "inputs.npz", "--readout", "membrane", *CHOSEN], "'membrane' does not fit"),
-        (["foreign.pth", "--inputs", "inputs.npz", *CHOSEN], ".nir can be imported"),
+        (["foreign.pth", "--inputs", "inputs.npz", *CHOSEN], ".nir and .onnx can be imported"),
         (["nowhere.nir", "--inputs", "inputs.npz", *CHOSEN], "does not exist"),
     ],
 )

@@ -3,7 +3,6 @@
 import itertools
 import math
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,8 +13,7 @@ import torch
 from graph_strategies import one_thread  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_models import Builder, random_model
-from torch import nn
+from onnx_models import Builder, random_model, trained_on_digits
 
 from spikeport.converters.ann import (
     INPUT,
@@ -303,28 +301,7 @@ def test_wrong_settings_and_data_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ANN with batch normalisation, trained on the digits and written by torch."""
-    torch.manual_seed(0)
-    data = load_dataset("digits", 200, 0)
-    net = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()),
-        *(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
-    )
-    images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(25):
-        for batch in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
-            optimizer.step()
-    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's newer exporter needs a package more
-        torch.onnx.export(
-            net.eval(), (images[:1],), path, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"]
-        )
-    return path
+    return trained_on_digits(tmp_path_factory.mktemp("onnx") / "digits.onnx")
 
 
 @pytest.mark.parametrize(

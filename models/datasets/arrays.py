@@ -1,9 +1,11 @@
-"""Spikes that the user gave as arrays, as a data set: no encoder, no download.
+"""Samples that the user gave as arrays, as a data set: no download.
 
-A .npz file holds, by name, `x`: integers (samples, steps, *shape), spikes or payloads; and optionally `y`: the class of
-each sample, and `x_calibration`: further samples, on which quantisation is calibrated. A .npy file holds `x` alone.
+A .npz file holds, by name, `x`: of a spiking network integers (samples, steps, *shape), spikes or payloads; of an ANN
+values (samples, *shape) in 0..1. Optionally it holds `y`, the class of each sample, and `x_calibration`, further
+samples on which quantisation is calibrated. A .npy file holds `x` alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,36 @@ class Arrays:
     labels: np.ndarray | None = None
     calibration: np.ndarray | None = None
 
+    def samples(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name in the file and array of each set of samples."""
+        yield "x", self.x
+        if self.calibration is not None:
+            yield "x_calibration", self.calibration
+
 
 def read_arrays_file(path: Path) -> Arrays:
-    """Read the user's file. Raises DataError naming what is missing or wrong."""
+    """Read a file of spikes. Raises DataError naming what is missing or wrong."""
+    arrays = _read(path, dimensions=3, shape="(samples, steps, ...)")
+    for key, array in arrays.samples():
+        if array.dtype.kind not in "biu":
+            raise DataError(f"{path}: {key} is {array.dtype}; spikes are integers.")
+        if int(array.min()) < 0:
+            raise DataError(f"{path}: {key} holds negative numbers; a payload is 0 or more.")
+    return arrays
+
+
+def read_values_file(path: Path) -> Arrays:
+    """Read a file of values in 0..1, as an ANN takes them. Raises DataError naming what is missing or wrong."""
+    arrays = _read(path, dimensions=2, shape="(samples, ...)")
+    for key, array in arrays.samples():
+        if array.dtype.kind not in "biuf" or not (array.min() >= 0 and array.max() <= 1):
+            found = f"{array.dtype} in {array.min()}..{array.max()}"
+            raise DataError(f"{path}: {key} is {found}; an ANN's inputs are values in 0..1 (see --mean and --std).")
+    calibration = None if arrays.calibration is None else arrays.calibration.astype(np.float32)
+    return Arrays(arrays.x.astype(np.float32), arrays.labels, calibration)
+
+
+def _read(path: Path, dimensions: int, shape: str) -> Arrays:
     try:
         with Path(path).open("rb") as stream:
             stored = np.load(stream, allow_pickle=False)
@@ -42,12 +71,8 @@ def read_arrays_file(path: Path) -> Arrays:
     for key, array in (("x", x), ("x_calibration", calibration)):
         if array is None:
             continue
-        if array.ndim < 3 or not array.size:
-            raise DataError(f"{path}: {key} is of shape {array.shape}; it takes (samples, steps, ...) and a sample.")
-        if array.dtype.kind not in "biu":
-            raise DataError(f"{path}: {key} is {array.dtype}; spikes are integers.")
-        if int(array.min()) < 0:
-            raise DataError(f"{path}: {key} holds negative numbers; a payload is 0 or more.")
+        if array.ndim < dimensions or not array.size:
+            raise DataError(f"{path}: {key} is of shape {array.shape}; it takes {shape} and a sample.")
         if array.shape[1:] != x.shape[1:]:
             raise DataError(f"{path}: a sample of x is of shape {x.shape[1:]}, but of {key} of {array.shape[1:]}.")
     if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu" or int(labels.min()) < 0):
