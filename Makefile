@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lava setup-peers setup-neurobench setup-train-peers setup-interop demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization interop accuracy accuracy-run check lint types structure format clean distclean
+.PHONY: help setup setup-lava setup-peers setup-neurobench setup-interop demo test test-slow fuzz bench-chip bench-onnx bench-train bench-quantization interop accuracy accuracy-run check lint types structure format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -23,10 +23,7 @@ setup-peers: $(SETUP) ## third environment in .venv-peers with the simulators th
 setup-neurobench: $(SETUP) ## NeuroBench beside the environment, in .neurobench; its operation counts are an oracle
 	@.ci/setup-neurobench.sh
 
-setup-train-peers: $(SETUP) ## environment in .venv-train-peers with the libraries that our training is compared with
-	@.ci/setup-train-peers.sh
-
-setup-interop: $(SETUP) ## environment in .venv-interop with the libraries that NIR is exchanged with
+setup-interop: $(SETUP) ## environment in .venv-interop with the libraries that our files and our training are compared with
 	@.ci/setup-interop.sh
 
 demo: setup setup-lava ## train, convert, verify and report on the digits, results in runs/digits
@@ -47,7 +44,7 @@ bench-chip: setup setup-lava setup-peers ## the chip simulator beside SANA-FE an
 bench-onnx: setup ## accuracy of a converted ANN against the number of steps; exit status 1 where a must is missed
 	$(BIN)/python bench/onnx_accuracy.py --json docs/onnx-accuracy.json --plot docs/onnx-accuracy.png
 
-bench-train: setup setup-train-peers ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
+bench-train: setup setup-interop ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
 	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png
 
 bench-quantization: setup ## accuracy and spikes at 8 to 2 bits of trained runs; exit status 1 where a must is missed
@@ -85,4 +82,4 @@ clean: ## remove caches and build output
 	find models converters deploy tests hw_tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environments
-	rm -rf .venv .venv-lava .venv-peers .venv-train-peers .venv-interop .neurobench .links *.egg-info
+	rm -rf .venv .venv-lava .venv-peers .venv-interop .neurobench .links *.egg-info

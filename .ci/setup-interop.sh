@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv-interop: the libraries that NIR and ONNX files are exchanged with, on the Python of .venv and with the torch
-# that is in it. `make setup-interop` calls it. They are oracles and no dependency.
+# Makes .venv-interop: the libraries that NIR files are exchanged with and training is compared with, on the Python of .venv
+# and with the torch that is in it. `make setup-interop` calls it. They are oracles and peers, and no dependency.
 # Where they cannot be had this says why in one line, leaves nothing behind, and succeeds.
 set -u
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ raise SystemExit(any(found.version(name) != version for name, version in wanted.
 
 skip() {
     rm -rf "$target"
-    echo "setup-interop: skipped: $1. Everything but the comparison with these libraries works without it."
+    echo "setup-interop: skipped: $1. Everything but the comparison with these libraries (\`make interop\`, \`make bench-train\`) works without it."
     exit 0
 }
 

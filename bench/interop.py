@@ -1,9 +1,10 @@
-"""Networks that others trained, and others that run ours: the tables of interoperability. `make interop` calls it.
+"""Networks that others trained, others that run ours, and what integers cost. `make interop` calls it.
 
     .venv/bin/python bench/interop.py [CASE ...]      all cases by default; exit status 1 where a must is missed
 
 A case is a function that gives rows: what was measured, what it must be, and whether it is. It needs .venv-interop
 (`make setup-interop`) and the files of the NIR paper in the folder `nir` of SPIKEPORT_DATA, or it says what is missing.
+The cases onnx and quantization show what `make bench-onnx` and `make bench-quantization` have stored; those train.
 """
 
 import os
@@ -14,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import interop_two_way as two_way
+import onnx_accuracy
+import quantization as few_bits
 
 from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.lower import lower
@@ -33,6 +38,7 @@ from spikeport.deploy.trace import Trace, decisions
 from spikeport.deploy.verify import compare
 from spikeport.models.datasets import DATA_VARIABLE, load_dataset
 from spikeport.models.errors import BackendUnavailableError, SpikeportError
+from spikeport.models.files import read_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,10 @@ def data_file(*parts: str) -> Path:
     folder = os.environ.get(DATA_VARIABLE)
     path = Path(folder or "", *parts)
     if folder is None or not path.is_file():
-        raise SpikeportError(f"{'/'.join(parts)} is not in the folder that {DATA_VARIABLE} names.")
+        raise SpikeportError(
+            f"{'/'.join(parts)} is not in the folder that {DATA_VARIABLE} names; the NIR paper's files are in "
+            "github.com/neuromorphs/NIR, folder paper."
+        )
     return path
 
 
@@ -102,6 +111,14 @@ def tactile_spikes(frames: np.ndarray) -> np.ndarray:
     return spikes
 
 
+def paper_samples() -> tuple[np.ndarray, np.ndarray]:
+    """The test samples of the NIR paper, uint8 (n, 256, 12), and their classes, from its `ds_test.pt`."""
+    path = data_file("braille", "ds_test.pt")
+    with torch.serialization.safe_globals([TensorDataset]):
+        samples, classes = torch.load(path, weights_only=True).tensors
+    return samples.to(torch.uint8).numpy(), classes.long().numpy()
+
+
 def braille() -> Iterator[Row]:
     """The recurrent current-based network with bias that snnTorch trained, on the tactile samples of its letters.
 
@@ -122,6 +139,7 @@ def braille() -> Iterator[Row]:
     yield Row(
         "accuracy of the float network (published: 95.0 % on its own samples)", f"{(decided == labels).mean():.1%}"
     )
+    yield Row("classes that it decides for", f"{len(np.unique(decided))} of {len(LETTERS)}")
     near = int((first_two[:, 1] - first_two[:, 0] <= 1).sum())
     yield Row("samples that the float network decides by one spike or none", f"{near} of {len(x)}")
     graph = lower(network.graph, "braille", dt=1e-4, reset="zero", steps=BRAILLE_STEPS)
@@ -133,6 +151,15 @@ def braille() -> Iterator[Row]:
         ok = None if must is None else share >= must
         yield Row(f"{title}, events: decides as the float network", f"{share:.1%}", "≥ 99 %" if must else "", ok)
     yield from on_lava(integer, x[::18], events, slice(None, None, 18), decided[::18])
+    try:
+        theirs, classes = paper_samples()
+    except SpikeportError as error:
+        yield Row("the paper's own test samples", f"skipped: {error}")
+        return
+    decided = network.run({"input": theirs}, ["output"])["output"].sum(1).numpy().argmax(1)
+    found = decisions(integer.readout, event_simulator.run(integer, {"input": theirs}))
+    yield Row("the paper's own samples: accuracy of the float network", f"{(decided == classes).mean():.1%}")
+    yield Row("the same: accuracy of 8 bits in slices, events", f"{(found == classes).mean():.1%}")
 
 
 def on_lava(
@@ -212,16 +239,47 @@ def lif() -> Iterator[Row]:
     yield from on_lava(integer, x, events, slice(None))
 
 
+# ---- stored ------------------------------------------------------------------------------------------------------
+
+
+def onnx() -> Iterator[Row]:
+    """An ANN for MNIST by rate conversion, 8 bits, stored by `make bench-onnx`."""
+    stored = read_json(few_bits.ROOT / "docs" / "onnx-accuracy.json", "make bench-onnx")
+    yield Row(f"accuracy of the ANN, {stored['samples']:,} images", f"{stored['ann']:.2f} %")
+    for values in stored["rows"]:
+        row = onnx_accuracy.Row(**values)
+        yield Row(f"{row.neuron}, T = {row.steps}", f"{row.accuracy:.2f} %, {row.synops:,.0f} synaptic operations")
+    best = min(row["loss"] for row in stored["rows"] if row["steps"] <= onnx_accuracy.LARGEST_STEPS)
+    must = f"≤ {onnx_accuracy.LARGEST_LOSS}"
+    yield Row("points below the ANN, T ≤ 32", f"{best:.2f}", must, best <= onnx_accuracy.LARGEST_LOSS)
+    differing = sum(row["differing"] for row in stored["rows"])
+    yield Row("neuron-steps that differ between events and torch", f"{differing:,}", "0", not differing)
+
+
+def quantization() -> Iterator[Row]:
+    """Test accuracy at few bits, after training (PTQ) and trained on (QAT), stored by `make bench-quantization`."""
+    results = read_json(few_bits.RESULTS, "make bench-quantization")
+    for name, exact, bits, ptq, qat, *_ in few_bits.lines(results):
+        yield Row(f"{name}, {bits} bits", f"float {exact}, PTQ {ptq}, QAT {qat} %")
+    missed = few_bits.missing(results)
+    for line in missed:
+        yield Row("missed", line, ok=False)
+    if not missed:
+        yield Row("musts", "PTQ at 8 bits within 0.1 points of float, QAT at 4 bits within 0.5", "all", True)
+
+
 CASES: dict[str, Callable[[], Iterator[Row]]] = {
     "nir-both-ways": nir_both_ways,
     "braille": braille,
     "nmnist": nmnist,
     "lif": lif,
+    "onnx": onnx,
+    "quantization": quantization,
 }
 
 
 def main(names: list[str]) -> int:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     unknown = [name for name in names if name not in CASES]
     if unknown:
         console.print(f"unknown case {unknown[0]}. Known: {', '.join(CASES)}.")

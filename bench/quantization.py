@@ -1,6 +1,6 @@
 """Accuracy and spikes at 8, 6, 4, 3 and 2 bits, quantised after training and trained on: `make bench-quantization`.
 
-    .venv/bin/python bench/quantization.py                       the runs of mnist, fashion-fc and fashion-cnn, seed 1
+    .venv/bin/python bench/quantization.py                       the runs of mnist and fashion-fc, seed 1
     .venv/bin/python bench/quantization.py runs/digits           another run, stored beside them
 
 Each run is a folder that `make accuracy-run` or `spikeport run` has left; nothing is trained from scratch here, and the
@@ -32,7 +32,7 @@ from spikeport.models.files import read_json, write_json, write_text
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "quantization.json"
 WORK = ROOT / "runs" / "quantization"
-RECIPES = ("mnist", "fashion-fc", "fashion-cnn")
+RECIPES = ("mnist", "fashion-fc")
 BITS = (8, 6, 4, 3, 2)
 EPOCHS = 5
 MUSTS = ((8, "ptq", 0.1), (4, "qat", 0.5))

@@ -1,6 +1,6 @@
-"""One process of `bench/train_speed.py` that trains with a peer, in .venv-train-peers: prints what it measured as JSON.
+"""One process of `bench/train_speed.py` that trains with a peer, in .venv-interop: prints what it measured as JSON.
 
-    .venv-train-peers/bin/python bench/train_peers.py '{"network": "mnist", "variant": "snntorch"}'
+    .venv-interop/bin/python bench/train_peers.py '{"network": "mnist", "variant": "snntorch"}'
 
 The neuron is the same everywhere: v[t] = (1 - 1/tau_mem) v[t-1] + x[t], reset to zero. A step of a peer takes encoded
 input, and leaves out the clipping of gradients that ours has.

@@ -27,7 +27,7 @@ from train_step import ARCHITECTURES, PEAK_RESET, Job
 from spikeport.models.files import write_json
 
 HERE = Path(__file__).resolve().parent
-PEERS_PYTHON = HERE.parent / ".venv-train-peers" / "bin" / "python"
+PEERS_PYTHON = HERE.parent / ".venv-interop" / "bin" / "python"
 
 OURS = ("csbp", "stbp", "tssl")
 HELD = ("csbp", "stbp")
@@ -89,7 +89,7 @@ class Bench:
         """What the process of a job prints. Raises ComparisonError where there is no such peer, or it fails."""
         peer = job.variant in PEERS
         if peer and not PEERS_PYTHON.exists():
-            raise ComparisonError("there is no .venv-train-peers; run `make setup-train-peers`, which says why.")
+            raise ComparisonError("there is no .venv-interop; run `make setup-interop`, which says why.")
         python, script = (PEERS_PYTHON, "train_peers.py") if peer else (sys.executable, "train_ours.py")
         done = subprocess.run(
             [str(python), str(HERE / script), json.dumps(asdict(job)), *more],

@@ -8,10 +8,10 @@ have registers of their own, of 12 and 17 bits, and keep them whatever the bits 
 
 The scale is searched on sample data, population by population in topological order: each candidate runs the integer
 population on the spikes that the already quantised populations before it really send, and the one whose spikes differ
-least from the float network's, beside how many there are, wins; the error of the weights decides a draw. A population
-whose membrane is the readout sends no spikes: there the share of samples that are decided otherwise and the error of
-the last membrane count. u, and the v that is read, have to stay within half of their range on the sample data: beyond
-it u wraps, and v would fire.
+least from the float network's wins, of those of whose spikes most agree with it if there are any; the error of the
+weights decides a draw. A population whose membrane is the readout sends no spikes: there the share of samples that are
+decided otherwise and the error of the last membrane count. u, and the v that is read, have to stay within half of their
+range on the sample data: beyond it u wraps, and v would fire.
 """
 
 from collections.abc import Callable
@@ -61,6 +61,8 @@ CLIPPING = (1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.7, 6.8, 8.1)
 MOST_CLIPPED = {8: 1.5, 7: 1.7, 6: 2.0, 5: 2.8, 4: 4.0, 3: 5.7, 2: 8.1}
 """The largest scale tried, by bits."""
 
+ROUGH = 0.5
+"""Dice's distance of the spikes beyond which a population is kept only roughly."""
 ROUNDING = 1e-9
 """What a scale that was computed to just fit may be beyond fitting, in powers of two."""
 
@@ -97,12 +99,12 @@ class LayerError:
     membrane_error: float | None = None
     decision_error: float | None = None
 
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """The scale of the smallest rank wins."""
-        overfull = float(self.headroom > HEADROOM)
+    def rank(self, room: float) -> tuple[float, ...]:
+        """The scale of the smallest rank wins. room: share of the range of u that may be filled."""
+        overfull = float(self.headroom > room)
         if self.membrane_error is None or self.decision_error is None:
-            return overfull, self.spike_distance, self.weight_error
+            # where few spikes agree, those that do count: a silent population would differ at the fewest neuron-steps
+            return overfull, max(self.spike_distance, ROUGH), self.spike_error, self.weight_error
         return overfull, self.decision_error, self.membrane_error, self.weight_error
 
 
@@ -154,6 +156,7 @@ def quantize(
     truth = Reference(graph).run(calibration, record=True)
     sent = dict(calibration)
     scales = {population.name: _scales(graph, population, truth, bits, slices) for population in graph.populations}
+    room = sliced.HEADROOM if slices == 2 else HEADROOM
     done, trials = 0, sum(map(len, scales.values()))
     populations: dict[str, Population] = {}
     projections: dict[str, list[Projection]] = {}
@@ -170,7 +173,7 @@ def quantize(
                 refusal = error_at_scale
             else:
                 error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
-                if best is None or error.rank < best[2].rank:
+                if best is None or error.rank(room) < best[2].rank(room):
                     best = (candidate, scaled, error)
             if on_step:
                 on_step(done, trials)
