@@ -34,7 +34,7 @@ RESULTS = ROOT / "docs" / "quantization.json"
 WORK = ROOT / "runs" / "quantization"
 RECIPES = ("mnist", "fashion-fc")
 BITS = (8, 6, 4, 3, 2)
-EPOCHS = 5
+EPOCHS = 3
 MUSTS = ((8, "ptq", 0.1), (4, "qat", 0.5))
 """Bits, method, and the points by which it may be worse than the float network."""
 

@@ -41,7 +41,8 @@ def layers() -> dict[tuple[int, ...], tuple[nn.Conv2d, tuple[int, ...]]]:
             made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             shape = (SAMPLES, channels, side, side)
             side += 2 * layer.padding - kernel + 1
-            if spike_convolution.handles(made, torch.empty(shape)):
+            geometry = spike_convolution.geometry_of(made)
+            if geometry is not None and spike_convolution.handles(torch.empty(shape), made.weight, geometry):
                 found[layer.weight] = made, shape
     return found
 
@@ -60,13 +61,13 @@ def best(runs: list[Callable[[], object]]) -> list[float]:
 def measure(layer: nn.Conv2d, shape: tuple[int, ...], density: float) -> list[float]:
     """Milliseconds: forward with torch and here, gradient of the weights with torch and here."""
     x = (torch.rand(shape) < density).float().contiguous(memory_format=torch.channels_last)
-    outputs = [layer(x), spike_convolution.convolve(layer, x)]
+    outputs = [layer(x), spike_convolution.convolve_layer(layer, x)]
     errors = torch.randn_like(outputs[0])
 
     def gradient(out: torch.Tensor) -> Callable[[], object]:
         return lambda: torch.autograd.grad(out, list(layer.parameters()), errors, retain_graph=True)
 
-    forward = [lambda: layer(x), lambda: spike_convolution.convolve(layer, x)]
+    forward = [lambda: layer(x), lambda: spike_convolution.convolve_layer(layer, x)]
     return best([*forward, *map(gradient, outputs)])
 
 

@@ -132,7 +132,7 @@ class Operator:
         """Source neurons that count into one pooled cell."""
         return math.prod(self.pool.kernel) if self.pool else 1
 
-    def _pooled(self, x: "torch.Tensor") -> "torch.Tensor":
+    def pooled(self, x: "torch.Tensor") -> "torch.Tensor":
         return self.pool.apply(x) if self.pool else x
 
 
@@ -176,7 +176,7 @@ class Dense(Operator):
 
     def apply(self, x: "torch.Tensor", weight: "torch.Tensor | None" = None) -> "torch.Tensor":
         weight = _tensor(self.weight, x) if weight is None else weight
-        flat = self._pooled(x).flatten(1) @ weight.T
+        flat = self.pooled(x).flatten(1) @ weight.T
         return flat.reshape(-1, *self.out_shape)
 
     def magnitude_bound(self) -> float:
@@ -230,7 +230,7 @@ class Conv2d(Operator):
         import torch.nn.functional as F
 
         weight = _tensor(self.weight, x) if weight is None else weight
-        return F.conv2d(self._pooled(x), weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(self.pooled(x), weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def magnitude_bound(self) -> float:
         """Over the targets: those near an edge lack the kernel's rows and columns that lie in the padding."""

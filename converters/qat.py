@@ -27,6 +27,7 @@ from torch import nn
 
 from spikeport.converters.graph import FloatNeuron, Input, LoihiNeuron, Population, ProcessGraph, Projection
 from spikeport.converters.integer_window import IntegerNeurons, run_window
+from spikeport.converters.operators import Conv2d
 from spikeport.models.architectures import Neurons
 from spikeport.models.checkpoint import Epoch, best_epoch
 from spikeport.models.cuba_lif import CubaLIF
@@ -43,6 +44,7 @@ from spikeport.models.loihi_integers import (
 from spikeport.models.networks import TrainableNetwork
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import Rule
+from spikeport.models.spike_convolution import Geometry, convolve
 from spikeport.models.trainer import SECONDS_BETWEEN_STATES, train_network
 
 EXACT_SUM = 1 << 24
@@ -194,6 +196,11 @@ class _Synapses(nn.Module):
         self.low, self.high = low // self.step, high // self.step
         self.unit = self.step << made.exponent
         self.gain = scale / self.unit
+        match projection.operator:
+            case Conv2d(stride=stride, padding=padding, dilation=dilation, groups=groups):
+                self.geometry: Geometry | None = Geometry(stride, padding, dilation, groups)
+            case _:
+                self.geometry = None
 
     def levels(self) -> torch.Tensor:
         """The weights in steps of the chip's levels, whole numbers."""
@@ -203,7 +210,10 @@ class _Synapses(nn.Module):
     def forward(self, spikes: torch.Tensor) -> torch.Tensor:
         """(steps, batch, *) -> (steps x batch, *)"""
         inputs = spikes.reshape(-1, *self.operator.in_shape).to(self.dtype)
-        return self.operator.apply(inputs, self.levels().to(self.dtype)) * self.unit
+        weight = (self.levels() * self.unit).to(self.dtype)  # the unit is a power of two: no sum is rounded for it
+        if self.geometry is not None:
+            return convolve(self.operator.pooled(inputs), weight, self.geometry)
+        return self.operator.apply(inputs, weight)
 
 
 class _Levels(torch.autograd.Function):

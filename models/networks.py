@@ -31,7 +31,7 @@ from spikeport.models.cuba_lif import CubaLIF, integrate
 from spikeport.models.errors import RecipeError
 from spikeport.models.recipe import Recipe
 from spikeport.models.rules import RateBP, Rule
-from spikeport.models.spike_convolution import convolve
+from spikeport.models.spike_convolution import convolve_layer
 
 __all__ = ["SpikingNetwork", "TdBatchNorm", "TrainableNetwork", "build_network", "parse_architecture"]
 
@@ -231,7 +231,7 @@ class SpikingNetwork(TrainableNetwork):
             case Convolution():
                 layer = self.maps[node.name]
                 assert isinstance(layer, nn.Conv2d)
-                return convolve(layer, first.flatten(0, 1)).unflatten(0, first.shape[:2])
+                return convolve_layer(layer, first.flatten(0, 1)).unflatten(0, first.shape[:2])
             case Dense() | Norm():
                 out: torch.Tensor = self.maps[node.name](first.flatten(0, 1))
                 return out.unflatten(0, first.shape[:2])

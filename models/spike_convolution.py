@@ -6,10 +6,12 @@ holds a few vectors of sums in registers while it goes through a list. The gradi
 left to torch; so are dense layers, where the lists cost what they save.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
@@ -47,26 +49,52 @@ SLACK = 4
 """Entries behind the end of a list that may be read or written."""
 
 
-def convolve(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """layer(x) of x (n, channels, height, width); by work proportional to the values that are not zero, where they are
-    few and the layer is one that is handled here."""
-    out: torch.Tensor
-    if not handles(layer, x) or (density := _density(x.detach())) > DENSEST:
-        out = layer(x)
+@dataclass(frozen=True)
+class Geometry:
+    """Where the kernel of a convolution lies, down and right."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+def convolve_layer(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """layer(x) by `convolve`, or by the layer itself where it has hooks or no such geometry."""
+    geometry = geometry_of(layer)
+    if geometry is None or layer._forward_hooks:
+        out: torch.Tensor = layer(x)
         return out
-    out = _Convolution.apply(x, layer.weight, layer.padding, density <= DENSEST_GRADIENT)
-    return out if layer.bias is None else out + layer.bias[:, None, None]
+    return convolve(x, layer.weight, geometry, layer.bias)
 
 
-def handles(layer: nn.Conv2d, x: torch.Tensor) -> bool:
-    """True where a layer can be run here, and is large enough that it is worth counting spikes."""
-    if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu") or layer._forward_hooks:
+def geometry_of(layer: nn.Conv2d) -> Geometry | None:
+    """None where a layer pads otherwise than by so many zeros."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return None
+    stride, padding, dilation = ((pair[0], pair[1]) for pair in (layer.stride, layer.padding, layer.dilation))
+    return Geometry(stride, padding, dilation, layer.groups)
+
+
+def convolve(
+    x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The convolution of x (n, channels, height, width); by work proportional to the values that are not zero, where
+    they are few and the convolution is one that is handled here."""
+    if not handles(x, weight, geometry) or (density := _density(x.detach())) > DENSEST:
+        return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    out: torch.Tensor = _Convolution.apply(x, weight, geometry.padding, density <= DENSEST_GRADIENT)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def handles(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> bool:
+    """True where a convolution can be run here, and is large enough that it is worth counting spikes."""
+    if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
         return False
-    plain = (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
-    fits = layer.kernel_size[1] <= MOST_VECTORS and layer.in_channels >= FEWEST_CHANNELS
-    work = layer.weight.numel() * x.numel() // layer.in_channels
-    whole = not isinstance(layer.padding, str)
-    return plain and whole and fits and layer.weight.dtype == x.dtype and work >= LEAST_WORK
+    plain = geometry == Geometry(padding=geometry.padding)
+    fits = weight.shape[3] <= MOST_VECTORS and weight.shape[1] >= FEWEST_CHANNELS
+    work = weight.numel() * x.numel() // weight.shape[1]
+    return plain and fits and weight.dtype == x.dtype and work >= LEAST_WORK
 
 
 def _density(x: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ from rule_windows import three_threads  # noqa: F401
 from torch import nn
 
 from spikeport.models import spike_convolution
-from spikeport.models.spike_convolution import convolve, handles
+from spikeport.models.spike_convolution import convolve_layer, geometry_of, handles
 
 pytestmark = pytest.mark.oracle
 
@@ -32,14 +32,16 @@ def results(layer: nn.Conv2d, x: torch.Tensor, *, sparse: bool) -> list[torch.Te
     """Output, and the gradients of the input and the parameters for random errors."""
     layer.zero_grad()
     x = x.clone().requires_grad_()
-    out = convolve(layer, x) if sparse else layer(x)
+    out = convolve_layer(layer, x) if sparse else layer(x)
     out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=out.dtype))
     return [out.detach(), x.grad, *(each.grad for each in layer.parameters())]
 
 
 def assert_as_torch(layer: nn.Conv2d, x: torch.Tensor) -> None:
     layer = layer.to(x.dtype)
-    assert handles(layer, x)
+    geometry = geometry_of(layer)
+    assert geometry is not None
+    assert handles(x, layer.weight, geometry)
     # rounding grows with the number of terms, of which a gradient of weights has most
     terms = max(2, x.numel())
     tolerance = 4 * torch.finfo(x.dtype).eps * math.sqrt(terms)
@@ -99,7 +101,7 @@ def test_the_same_bits_every_time() -> None:
 def test_gradients_are_those_of_finite_differences() -> None:
     x = spikes((2, 4, 4, 4), 0.3, torch.float64).requires_grad_()
     layer = nn.Conv2d(4, 6, 3, padding=1).double()
-    assert torch.autograd.gradcheck(lambda x: convolve(layer, x), [x])
+    assert torch.autograd.gradcheck(lambda x: convolve_layer(layer, x), [x])
 
 
 def test_inputs_of_any_layout() -> None:
@@ -135,8 +137,9 @@ def test_without_the_instruction_that_packs_vectors(monkeypatch: pytest.MonkeyPa
 )
 def test_other_layers_are_left_to_torch(layer: nn.Conv2d) -> None:
     x = spikes((2, 8, 12, 12), 0.1, torch.float32)
-    assert not handles(layer, x)
-    assert torch.equal(convolve(layer, x), layer(x))
+    geometry = geometry_of(layer)
+    assert geometry is None or not handles(x, layer.weight, geometry)
+    assert torch.equal(convolve_layer(layer, x), layer(x))
 
 
 def is_sparse(out: torch.Tensor) -> bool:
@@ -145,21 +148,21 @@ def is_sparse(out: torch.Tensor) -> bool:
 
 def test_what_torch_does_faster_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv2d(8, 16, 3, bias=False), spikes((50, 8, 9, 9), 0.2, torch.float32)
-    assert is_sparse(convolve(layer, x))
+    assert is_sparse(convolve_layer(layer, x))
     with torch.autocast("cpu", torch.bfloat16):
-        assert convolve(layer, x).dtype == torch.bfloat16
+        assert convolve_layer(layer, x).dtype == torch.bfloat16
     monkeypatch.setattr(spike_convolution, "DENSEST_GRADIENT", 0.1)
     assert_as_torch(layer, x)
     monkeypatch.setattr(spike_convolution, "DENSEST", 0.1)
-    assert not is_sparse(convolve(layer, x))
+    assert not is_sparse(convolve_layer(layer, x))
     monkeypatch.setattr(spike_convolution, "DENSEST", 0.5)
     monkeypatch.setattr(spike_convolution, "LEAST_WORK", 10**9)
-    assert not is_sparse(convolve(layer, x))
+    assert not is_sparse(convolve_layer(layer, x))
 
 
 def test_hooks_of_a_layer_still_run() -> None:
     layer, x = nn.Conv2d(8, 16, 3), spikes((50, 8, 9, 9), 0.2, torch.float32)
     seen = []
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    out = convolve(layer, x)
+    out = convolve_layer(layer, x)
     assert seen[0] is out
