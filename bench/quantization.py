@@ -80,8 +80,8 @@ def quantized_figures(folder: RunFolder, bits: int, epochs: int, progress: Conso
     with progress.task(f"{recipe.name}, {bits} bits: search the scales", 1) as advance:
         integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
     found: dict[str, Any] = {"ptq": asdict(measure(integer, folder)), "epochs": epochs}
-    network = IntegerNetwork(graph, integer, report.scales, recipe.rule.build())
-    state_file = WORK / f"{recipe.name}-{recipe.seed}-{integer.fingerprint()}.pt"
+    network = IntegerNetwork(report.graph, integer, report.scales, recipe.rule.build())
+    state_file = WORK / f"{recipe.name}-{recipe.seed}-{integer.fingerprint()}-{epochs}.pt"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     batches = -(-len(folder.data.train) // recipe.training.batch_size) * epochs
     with progress.training(batches, epochs) as view:

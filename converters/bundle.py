@@ -320,10 +320,10 @@ def _synapses(projection: Projection, layouts: dict[str, Shape]) -> list[_Synaps
     """Lava's Conv for a convolution that it can express, else one or more Dense whose sum is the operator."""
     operator = projection.operator
     _check_weights(projection)
-    if projection.exponent < 0:
+    if projection.exponent < 0 and (operator.weight % (1 << -projection.exponent)).any():
         raise BackendError(
-            f"projection {projection.name!r} has the exponent {projection.exponent}; Lava's Dense rounds there and its "
-            "Conv has none. Quantize with exponents of 0 or more."
+            f"projection {projection.name!r} has the exponent {projection.exponent}, and weights that are no multiples "
+            f"of {1 << -projection.exponent}; Lava's Dense rounds there and its Conv has no exponent."
         )
     # A node that other operators see in another shape has only one layout in Lava: the matrix serves them all.
     fits = layouts.get(projection.source) == operator.in_shape and layouts.get(projection.target) == operator.out_shape

@@ -285,7 +285,7 @@ class Network:
                 # The simulator's Conv ignores weight_exp: it is handed weights that carry their exponent.
                 exponent = entry["exponent"]
                 synapse = Conv(
-                    weight=weight if hardware else weight << exponent,
+                    weight=weight if hardware else (weight << exponent if exponent >= 0 else weight >> -exponent),
                     weight_exp=exponent if hardware else 0,
                     input_shape=tuple(entry["input_shape"]),
                     stride=tuple(entry["stride"]),

@@ -177,11 +177,21 @@ def _exact_type(graph: ProcessGraph, pairs: list[tuple[Projection, Projection]])
         weight = projection.operator.weight
         low, high, step = weight_range(sign_mode(weight), made.weight_bits)
         full = projection.operator.with_weight(np.full(weight.shape, max(high, -low), dtype=np.int64))
-        total += int(full.magnitude_bound()) * payload << made.exponent
-        units.append(step << made.exponent)
+        total += int(full.magnitude_bound() * payload * 2.0**made.exponent)
+        units.append(_unit(step, made))
     if units and total // min(units) >= 1 << 53:
         raise QuantizationError(f"sums into population {pairs[0][0].target!r} exceed 53 bits and cannot be exact.")
     return torch.float32 if not units or total // min(units) < EXACT_SUM else torch.float64
+
+
+def _unit(step: int, made: Projection) -> int:
+    """What one level of a weight adds to the sums; no sum is rounded, as `quantize` has it."""
+    unit = step * 2.0**made.exponent
+    if unit < 1:
+        raise QuantizationError(
+            f"projection {made.name!r} rounds its sums: exponent {made.exponent}, levels {step} apart."
+        )
+    return int(unit)
 
 
 class _Synapses(nn.Module):
@@ -194,7 +204,7 @@ class _Synapses(nn.Module):
         self.operator, self.dtype, self.weight = projection.operator, dtype, weight
         low, high, self.step = weight_range(sign_mode(projection.operator.weight), made.weight_bits)
         self.low, self.high = low // self.step, high // self.step
-        self.unit = self.step << made.exponent
+        self.unit = _unit(self.step, made)
         self.gain = scale / self.unit
         match projection.operator:
             case Conv2d(stride=stride, padding=padding, dilation=dilation, groups=groups):

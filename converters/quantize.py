@@ -31,6 +31,7 @@ from spikeport.converters.graph import (
     Readout,
     with_populations,
 )
+from spikeport.converters.operators import Conv2d, Dense
 from spikeport.converters.reference import Reference, Run
 from spikeport.models.errors import QuantizationError
 from spikeport.models.loihi_integers import (
@@ -110,11 +111,13 @@ class LayerError:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """Errors of each population on so many calibration samples."""
+    """Errors of each population on so many calibration samples. graph: the float graph that the integers stand for,
+    with the same spikes on these samples as the one that was given."""
 
     samples: int
     weight_bits: int
     layers: tuple[LayerError, ...]
+    graph: ProcessGraph
 
     @property
     def scales(self) -> dict[str, float]:
@@ -154,6 +157,8 @@ def quantize(
         raise QuantizationError(f"weights of {bits} bits are not possible; {MIN_WEIGHT_BITS}..{MAX_WEIGHT_BITS} are.")
     _check_finite(graph)
     truth = Reference(graph).run(calibration, record=True)
+    if (in_range := _with_silent_ones_in_range(graph, truth, bits)) is not graph:
+        graph, truth = in_range, Reference(in_range).run(calibration, record=True)
     sent = dict(calibration)
     scales = {population.name: _scales(graph, population, truth, bits, slices) for population in graph.populations}
     room = sliced.HEADROOM if slices == 2 else HEADROOM
@@ -165,14 +170,14 @@ def quantize(
         incoming = graph.incoming(population.name)
         best: tuple[Population, list[list[Projection]], LayerError] | None = None
         refusal: QuantizationError | None = None
-        for scale, clipped in scales[population.name]:
+        for trial in scales[population.name]:
             done += 1
             try:
-                candidate, scaled = _at_scale(population, incoming, scale, clipped, bits, slices)
+                candidate, scaled = _at_scale(population, incoming, trial, bits, slices)
             except QuantizationError as error_at_scale:
                 refusal = error_at_scale
             else:
-                error = _measure(graph, population, candidate, incoming, scaled, sent, truth, scale)
+                error = _measure(graph, population, candidate, incoming, scaled, sent, truth, trial.scale)
                 if best is None or error.rank(room) < best[2].rank(room):
                     best = (candidate, scaled, error)
             if on_step:
@@ -189,7 +194,7 @@ def quantize(
         projections=tuple(part for projection in graph.projections for part in projections[projection.name]),
     )
     samples = next(iter(calibration.values())).shape[0]
-    return integer, QuantizationReport(samples, bits, tuple(errors))
+    return integer, QuantizationReport(samples, bits, tuple(errors), graph)
 
 
 def layer_errors(
@@ -204,17 +209,24 @@ def layer_errors(
         incoming, scaled = graph.incoming(name), [[projection] for projection in integer.incoming(name)]
         errors.append(_measure(graph, population, found, incoming, scaled, sent, truth, scales[name]))
     bits = max((projection.weight_bits for projection in integer.projections), default=MAX_WEIGHT_BITS)
-    return QuantizationReport(next(iter(calibration.values())).shape[0], bits, tuple(errors))
+    return QuantizationReport(next(iter(calibration.values())).shape[0], bits, tuple(errors), graph)
 
 
-def _scales(
-    graph: ProcessGraph, population: Population, truth: Run, bits: int, slices: int
-) -> list[tuple[float, float]]:
-    """The scales to try, and by how much each clips the weights of the projection with the smallest range."""
+@dataclass(frozen=True)
+class _Trial:
+    """A scale to try. clipped: how many times it is the one at which the weights of the projection with the smallest
+    range just fit. finer: it is bound by u, a threshold or a bias, and exponents may be negative."""
+
+    scale: float
+    clipped: float = 1.0
+    finer: bool = False
+
+
+def _scales(graph: ProcessGraph, population: Population, truth: Run, bits: int, slices: int) -> list["_Trial"]:
     reach = float(truth.u[population.name].abs().max())
     if slices == 2:
         largest = sliced.largest_scale(population, graph.incoming(population.name), reach)
-        return [(fraction * largest, 1.0) for fraction in sliced.CANDIDATES]
+        return [_Trial(fraction * largest) for fraction in sliced.CANDIDATES]
     if population is graph.probed:
         reach = max(reach, float(truth.v[population.name].abs().max()))
     fitting, bound = _largest_scales(population, graph.incoming(population.name), reach, bits)
@@ -223,7 +235,47 @@ def _scales(
     tried += [
         fraction * largest for fraction in CLIPPING if fraction <= MOST_CLIPPED[bits] and fraction * largest <= bound
     ]
-    return [(scale, scale / fitting) for scale in tried]
+    return [_Trial(scale, scale / fitting, finer=bound < fitting) for scale in tried]
+
+
+def _with_silent_ones_in_range(graph: ProcessGraph, truth: Run, bits: int) -> ProcessGraph:
+    """The graph in which no output channel or row that never fires has a larger |u| than all that do, where that would
+    leave the weights fewer levels than they have bits for.
+
+    Training leaves neurons that are inhibited ever more and never fire, and u's 24 bits would have to hold theirs.
+    Their weights and bias are made smaller by one factor, and so are u and v, which stay below a threshold that is
+    positive.
+    """
+    room = HEADROOM * STATE_LIMIT / 2**THRESHOLD_SHIFT
+    populations, projections = [], {projection.name: projection for projection in graph.projections}
+    for population in graph.populations:
+        name, neuron = population.name, population.neuron
+        incoming = graph.incoming(name)
+        channels = population.shape[0]
+        plain = all(isinstance(p.operator, (Dense, Conv2d)) and len(p.operator.weight) == channels for p in incoming)
+        if isinstance(neuron, FloatNeuron) and incoming and plain and _fires(neuron):
+            u, spikes = (values[name].transpose(0, 2).flatten(1) for values in (truth.u, truth.spikes))
+            reach, fires = u.abs().amax(dim=1).numpy(), (spikes != 0).any(dim=1).numpy()
+            fits = [fit for projection in incoming if (fit := _fit(projection, bits)) < np.inf]
+            limit = max(reach[fires].max(initial=0.0), room / max(fits, default=1.0))
+            factor = np.where(fires, 1.0, limit / np.maximum(reach, limit))
+            if (factor < 1).any():
+                for p in incoming:
+                    rows = factor.reshape(-1, *[1] * (p.operator.weight.ndim - 1))
+                    projections[p.name] = replace(p, operator=p.operator.with_weight(p.operator.weight * rows))
+                bias = np.broadcast_to(neuron.bias, population.shape)
+                bias = bias * factor.reshape(-1, *[1] * (len(population.shape) - 1))
+                scaled = replace(neuron, bias=bias if bias.any() else np.asarray(0.0))
+                populations.append(replace(population, neuron=scaled))
+                continue
+        populations.append(population)
+    if all(one is other for one, other in zip(populations, graph.populations, strict=True)):
+        return graph
+    return replace(with_populations(graph, populations), projections=tuple(projections.values()))
+
+
+def _fires(neuron: FloatNeuron) -> bool:
+    return bool(((neuron.threshold > 0) & (neuron.threshold < np.inf)).all())
 
 
 def _largest_scales(population: Population, incoming: list[Projection], reach: float, bits: int) -> tuple[float, float]:
@@ -272,10 +324,10 @@ def _check_finite(graph: ProcessGraph) -> None:
 
 
 def _at_scale(
-    population: Population, incoming: list[Projection], scale: float, clipped: float, bits: int, slices: int
+    population: Population, incoming: list[Projection], trial: "_Trial", bits: int, slices: int
 ) -> tuple[Population, list[list[Projection]]]:
     """The population in integers, and the synapses that each of its projections becomes."""
-    neuron = population.neuron
+    neuron, scale = population.neuron, trial.scale
     if not isinstance(neuron, FloatNeuron):
         raise QuantizationError(f"population {population.name!r} is already quantised.")
     du = np.rint(DECAY_UNITY * (1 - neuron.current_keep)).astype(np.int64) - 1
@@ -294,7 +346,7 @@ def _at_scale(
     integer = replace(population, neuron=integers)
     if slices == 2:
         return integer, [sliced.slices(projection, scale) for projection in incoming]
-    return integer, [[_scaled(projection, scale, clipped, bits)] for projection in incoming]
+    return integer, [[_scaled(projection, trial, bits)] for projection in incoming]
 
 
 def _joined(parts: list[list[Projection]]) -> list[Projection]:
@@ -309,18 +361,20 @@ def _bias(name: str, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(bias / 2**exponent).astype(np.int64), np.asarray(exponent, dtype=np.int64)
 
 
-def _scaled(projection: Projection, scale: float, clipped: float, bits: int) -> Projection:
-    fit = _fit(projection, bits)
-    # clipping at scales above the largest one is wanted, an exponent only where another projection forces the scale
-    exponent = max(0, int(np.ceil(np.log2(scale / fit / max(1.0, clipped)) - ROUNDING))) if fit < np.inf else 0
+def _scaled(projection: Projection, trial: "_Trial", bits: int) -> Projection:
+    weight, scale, fit = projection.operator.weight, trial.scale, _fit(projection, bits)
+    low, high, step = weight_range(sign_mode(weight), bits)
+    # clipping at scales above the largest one is wanted, an exponent only where another projection forces the scale, or
+    # where the scale leaves much of the range of the weights empty: down to steps of 1, so that no sum is rounded
+    least = -(step.bit_length() - 1) if trial.finer else 0
+    wanted = np.ceil(np.log2(scale / fit / max(1.0, trial.clipped)) - ROUNDING) if fit < np.inf else 0
+    exponent = max(least, int(wanted))
     if exponent > MAX_WEIGHT_EXPONENT:
         raise QuantizationError(
             f"projection {projection.name!r}: its weights are {2**exponent} times larger than the smallest ones into "
             f"{projection.target!r}; {bits} bits and an exponent of {MAX_WEIGHT_EXPONENT} cannot hold both."
         )
-    weight = projection.operator.weight
-    low, high, step = weight_range(sign_mode(weight), bits)
-    integers = np.clip(np.rint(weight * scale / (step * 2**exponent)) * step, low, high).astype(np.int16)
+    integers = np.clip(np.rint(weight * scale / (step * 2.0**exponent)) * step, low, high).astype(np.int16)
     if fit < np.inf and not integers.any():
         raise QuantizationError(
             f"projection {projection.name!r}: beside the other weights of {projection.target!r}, its threshold or its "

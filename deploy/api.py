@@ -90,7 +90,7 @@ def convert(network: Network, nir_file: Path | str) -> ProcessGraph:
     epochs = recipe.quantization.fine_tuning.epochs
     if not epochs:
         return integer
-    trained = IntegerNetwork(graph, integer, report.scales, recipe.rule.build())
+    trained = IntegerNetwork(report.graph, integer, report.scales, recipe.rule.build())
     return fine_tune(trained, recipe.with_fine_tuning(epochs), network.data).graph
 
 

@@ -151,13 +151,14 @@ class Program:
         """The power of two that is the unit of a population's sums, and the rows of the projections into it."""
         incoming = self.graph.incoming(population.name)
         factors = {p.name: _common_shift(_integers(p.operator.weight)) for p in incoming}
-        units = [p.exponent + factors[p.name] for p in incoming if p.operator.weight.any()]
-        unit = min(units, default=0) if all(p.exponent >= 0 for p in incoming) else 0
+        units = {p.name: p.exponent + factors[p.name] for p in incoming if p.operator.weight.any()}
+        rounds = {p.name for p in incoming if units.get(p.name, p.exponent) < 0}
+        unit = min(units.values(), default=0) if not rounds else 0
         rows = []
         for p in incoming:
             self.synops[p.name] = self.n_synops
             self.n_synops += self.rows
-            shift = factors[p.name] + p.exponent - unit if p.exponent >= 0 else factors[p.name]
+            shift = factors[p.name] if p.name in rounds else factors[p.name] + p.exponent - unit
             row = {
                 "source": self._index[p.source],
                 "recurrent": int(p.recurrent),
@@ -166,8 +167,9 @@ class Program:
                 **self._operator(p, _stored(p.operator.weight, factors[p.name])),
             }
             order = self._part_order(p)
-            if p.exponent < 0 or order is not None:
-                part = {"part": acc, "part_size": population.size, "part_shift": max(-p.exponent, 0)}
+            if p.name in rounds or order is not None:
+                part_shift = -p.exponent if p.name in rounds else 0
+                part = {"part": acc, "part_size": population.size, "part_shift": part_shift}
                 row |= part | {"acc": self._take_sums(population.size), "part_order": -1}
                 if order is not None:
                     row["part_order"] = self._tables.add(order)

@@ -211,6 +211,7 @@ def quantize_stage(
                 )
         found: dict[str, Any] = {}
         if epochs:
+            graph = report.graph
             tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)
             integer, report = tuned.graph, layer_errors(graph, tuned.graph, report.scales, samples)
             found["fine_tuning"] = tuned.to_json()

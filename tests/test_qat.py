@@ -50,7 +50,7 @@ def integers_of(
     graph: ProcessGraph, bits: int, rule: Rule | None = None, **settings: Any
 ) -> tuple[IntegerNetwork, ProcessGraph]:
     integer, report = quantize(graph, spikes(graph, samples=8), bits=bits)
-    return IntegerNetwork(graph, integer, report.scales, rule or STBP(), **settings), integer
+    return IntegerNetwork(report.graph, integer, report.scales, rule or STBP(), **settings), integer
 
 
 def window(graph: ProcessGraph, inputs: dict[str, np.ndarray]) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_gradients_at_eight_bits_are_about_those_of_the_float_network(rule: Rule
     made, graph, x = trained_and_lowered(rule, **settings)
     inputs = {graph.inputs[0].name: x.transpose(0, 1).to(torch.uint8).numpy()}
     integer, report = quantize(graph, inputs)
-    integers = IntegerNetwork(graph, integer, report.scales, rule)
+    integers = IntegerNetwork(report.graph, integer, report.scales, rule)
 
     def loss(output: torch.Tensor) -> torch.Tensor:
         return ((output.mean(dim=0) - torch.tensor([0.5, 0.1, 0.3])) ** 2).sum()
@@ -215,7 +215,7 @@ def test_weights_that_several_levels_share_stay_shared() -> None:
     graph = lower(to_nir(made, 1e-3, 6, 1, "count"), "net")
     inputs = {graph.inputs[0].name: x.transpose(0, 1).to(torch.uint8).numpy()}
     integer, report = quantize(graph, inputs, bits=5)
-    trained = IntegerNetwork(graph, integer, report.scales, MLF())
+    trained = IntegerNetwork(report.graph, integer, report.scales, MLF())
     assert sum(weight.numel() for weight in trained.parameters()) == sum(w.numel() for w in made.parameters())
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
     trained(x.float())[trained.output].sum().backward()
@@ -232,7 +232,7 @@ def test_graded_inputs_whose_sums_leave_24_bits_stay_exact() -> None:
     some = rng.random((5, graph.steps, 600)) < 0.02
     inputs = {"in0": (some * rng.integers(0, 256, some.shape)).astype(np.uint8)}
     integer, report = quantize(graph, inputs)
-    trained = IntegerNetwork(graph, integer, report.scales, STBP())
+    trained = IntegerNetwork(report.graph, integer, report.scales, STBP())
     assert trained._synapses("p0").dtype == torch.float64
     found = trained(torch.from_numpy(inputs["in0"]).float().transpose(0, 1))["out"]
     assert 0.05 < found.mean() < 0.8
@@ -344,7 +344,7 @@ def test_a_start_that_no_epoch_betters_is_kept(run: RunFolder) -> None:
     recipe = parse_recipe(RECIPE.replace("epochs = 3", "epochs = 1\nlearning_rate = 1e4"), "test")
     graph = lower(read_nir(run.nir_file), "tuned")
     integer, report = quantize(graph, run.encode(run.data.train.images[:20]), bits=8)
-    trained = IntegerNetwork(graph, integer, report.scales, CSBP())
+    trained = IntegerNetwork(report.graph, integer, report.scales, CSBP())
     start = trained.export()
     tuned = fine_tune(trained, recipe.with_fine_tuning(1), run.data)
     assert (tuned.best_epoch, tuned.accuracy) == (0, tuned.start_accuracy)

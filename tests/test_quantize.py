@@ -11,6 +11,7 @@ from graph_strategies import graphs, one_thread, random_graph  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spikeport.converters import quantize as quantizing
 from spikeport.converters.graph import (
     FloatNeuron,
     Input,
@@ -381,20 +382,55 @@ def test_graded_inputs_are_calibrated_with_their_payloads() -> None:
     assert made.inputs == graph.inputs
 
 
-def test_a_population_that_can_only_be_kept_roughly_is_not_silenced() -> None:
-    """One neuron's large current leaves the weights few levels; silence would differ at the fewest neuron-steps."""
+def with_one_strong_neuron(weight: float, threshold: float) -> tuple[ProcessGraph, dict[str, np.ndarray]]:
+    """Graded input through random weights, but for the first neuron, whose are all alike and large; and samples."""
     rng = np.random.default_rng(1)
     weights = rng.normal(0, 0.01, (30, 200))
-    weights[0] = -0.05
-    graph = one_population(weights, neuron=floats(22.0))
+    weights[0] = weight
+    graph = one_population(weights, neuron=floats(threshold, bias=np.linspace(0.1, 0.2, 30)))
     graph = replace(graph, inputs=(replace(graph.inputs[0], message_bits=8),))
-    calibration = {"in0": rng.integers(0, 128, (16, STEPS, 200))}
+    return graph, {"in0": rng.integers(0, 128, (16, STEPS, 200))}
+
+
+def test_a_population_that_can_only_be_kept_roughly_is_not_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current that is hard to hold leaves the weights few levels; silence would differ at the fewest neuron-steps."""
+    monkeypatch.setattr(quantizing, "HEADROOM", 0.5 / 3)
+    graph, calibration = with_one_strong_neuron(0.05, threshold=14.0)
     made, report = quantize(graph, calibration)
     rate = float(Reference(graph).run(calibration).spikes["out"].float().mean())
     layer = report.layers[0]
     assert 0.5 * rate < float(Reference(made).run(calibration).spikes["out"].float().mean()) < 1.5 * rate
     assert layer.spike_error > rate  # what makes silence look good
     assert layer.spike_distance < 0.6
+
+
+def test_a_neuron_that_never_fires_takes_no_levels_from_the_others() -> None:
+    graph, calibration = with_one_strong_neuron(-0.5, threshold=6.0)
+    made, report = quantize(graph, calibration)
+    assert report.layers[0].headroom < 0.5
+    assert report.layers[0].spike_error < 0.02
+    truth, found = Reference(graph).run(calibration).spikes["out"], Reference(made).run(calibration).spikes["out"]
+    assert not found[:, :, 0].any()
+    assert not truth[:, :, 0].any()
+    weak = report.graph.projections[0].operator.weight
+    np.testing.assert_array_equal(weak[1:], graph.projections[0].operator.weight[1:])
+    shrunk = weak[0] / graph.projections[0].operator.weight[0]
+    np.testing.assert_allclose(shrunk, shrunk[0])
+    neuron = report.graph.populations[0].neuron
+    assert isinstance(neuron, FloatNeuron)
+    assert neuron.bias[0] == pytest.approx(0.1 * shrunk[0])
+    np.testing.assert_array_equal(Reference(report.graph).run(calibration).spikes["out"], truth)
+
+
+def test_where_u_binds_the_scale_weights_of_few_bits_keep_fine_levels() -> None:
+    """By a negative exponent, with sums that are whole."""
+    graph, calibration = with_one_strong_neuron(0.01, threshold=6.0)
+    made, report = quantize(graph, calibration, bits=4)
+    (projection,) = made.projections
+    assert projection.exponent < 0
+    assert not (projection.operator.weight % (1 << -projection.exponent)).any()
+    assert len(np.unique(projection.operator.weight)) > 12
+    assert report.layers[0].spike_distance < 0.2
 
 
 def test_a_constant_source_is_quantised_like_any_other() -> None:
