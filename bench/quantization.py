@@ -160,7 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="run folders [default: those of make accuracy-run]")
     parser.add_argument("--bits", nargs="+", type=int, default=BITS, choices=range(2, 9))
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning, at least")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where results are stored, the table beside it")
     asked = parser.parse_args()
     console = Console()
@@ -181,7 +181,7 @@ def main() -> int:
             results[key] = float_figures(folder)
         for bits in asked.bits:
             stored = results[key]["bits"].get(str(bits))
-            if stored is None or stored["epochs"] != asked.epochs:
+            if stored is None or stored["epochs"] < asked.epochs:
                 results[key]["bits"][str(bits)] = quantized_figures(folder, bits, asked.epochs, progress)
                 write_json(asked.json, results)
                 write_text(asked.json.with_suffix(".md"), markdown(results))
