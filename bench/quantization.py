@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from spikeport.converters.graph import ProcessGraph
-from spikeport.converters.qat import IntegerNetwork, fine_tune
 from spikeport.converters.quantize import quantize
 from spikeport.deploy import torch_backend
 from spikeport.deploy.console import ConsoleProgress
 from spikeport.deploy.run_folder import RunFolder
+from spikeport.deploy.stages import train_integers
 from spikeport.deploy.trace import decisions
 from spikeport.models.errors import SpikeportError
 from spikeport.models.files import read_json, write_json, write_text
@@ -75,25 +75,14 @@ def float_figures(folder: RunFolder) -> dict[str, Any]:
 
 def quantized_figures(folder: RunFolder, bits: int, epochs: int, progress: ConsoleProgress) -> dict[str, Any]:
     """PTQ and QAT of a run at so many bits."""
-    recipe = folder.recipe.with_fine_tuning(epochs)
-    graph = folder.float_graph()
+    recipe, graph = folder.recipe, folder.float_graph()
     samples = folder.encode(folder.data.train.images[: recipe.quantization.calibration_samples])
     with progress.task(f"{recipe.name}, {bits} bits: search the scales", 1) as advance:
         integer, report = quantize(graph, samples, lambda done, total: advance(done / total), bits)
     found: dict[str, Any] = {"ptq": asdict(measure(integer, folder)), "epochs": epochs}
-    network = IntegerNetwork(report.graph, integer, report.scales, recipe.rule.build())
     state_file = WORK / f"{recipe.name}-{recipe.seed}-{integer.fingerprint()}-{epochs}.pt"
     state_file.parent.mkdir(parents=True, exist_ok=True)
-    batches = -(-len(folder.data.train) // recipe.training.batch_size) * epochs
-    with progress.training(batches, epochs) as view:
-        tuned = fine_tune(
-            network,
-            recipe,
-            folder.data,
-            view.epoch,
-            lambda done, total: view.advance(done),
-            state_file=state_file,
-        )
+    tuned = train_integers(folder, integer, report, epochs, progress, state_file)
     state_file.unlink(missing_ok=True)
     found |= {"qat": asdict(measure(tuned.graph, folder)), "best_epoch": tuned.best_epoch, "seconds": tuned.seconds}
     return found | {"validation_ptq": tuned.start_accuracy, "validation_qat": tuned.accuracy}

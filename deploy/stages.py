@@ -16,7 +16,7 @@ from spikeport.converters.bundle import write_bundle
 from spikeport.converters.graph import ProcessGraph
 from spikeport.converters.nir_writer import level_names, to_nir, write_nir
 from spikeport.converters.qat import FineTuned, IntegerNetwork, fine_tune
-from spikeport.converters.quantize import layer_errors, quantize
+from spikeport.converters.quantize import QuantizationReport, layer_errors, quantize
 from spikeport.converters.reference import Reference, Run
 from spikeport.converters.sensitivity import Sensitivity, sensitivity
 from spikeport.deploy.backends import run_backend, samples_on
@@ -212,7 +212,12 @@ def quantize_stage(
         found: dict[str, Any] = {}
         if epochs:
             graph = report.graph
-            tuned = _fine_tune(folder, graph, integer, report.scales, epochs, progress)
+            tuned = train_integers(folder, integer, report, epochs, progress, folder.fine_tuning_file(integer))
+            kept = "every epoch was worse, the start is kept"
+            if tuned.best_epoch:
+                kept = f"best epoch {tuned.best_epoch} of {epochs}"
+            before = f"validation accuracy {tuned.start_accuracy:.2%} before"
+            progress.say(f"fine-tuned: {before}, {tuned.accuracy:.2%}; {kept}")
             integer, report = tuned.graph, layer_errors(graph, tuned.graph, report.scales, samples)
             found["fine_tuning"] = tuned.to_json()
         if with_sensitivity:
@@ -225,37 +230,32 @@ def quantize_stage(
     return integer
 
 
-def _fine_tune(
+def train_integers(
     folder: RunFolder,
-    graph: ProcessGraph,
     integer: ProcessGraph,
-    scales: dict[str, float],
+    report: QuantizationReport,
     epochs: int,
     progress: Progress,
+    state_file: Path,
 ) -> FineTuned:
-    """Train the integers on; an interrupted fine-tuning of the same ones goes on."""
+    """Train the integers of `quantize` on; a training whose state is in `state_file` goes on."""
     if isinstance(folder.recipe, ImportedRecipe):
         raise SpikeportError(
             f"{folder.path} holds an imported network, whose recipe has no [rule] to train it by. "
             "Quantize it without fine-tuning, or fine-tune it in Python (spikeport.converters.qat)."
         )
     recipe = folder.recipe.with_fine_tuning(epochs)
-    network = IntegerNetwork(graph, integer, scales, recipe.rule.build())
+    network = IntegerNetwork(report.graph, integer, report.scales, recipe.rule.build())
     batches = -(-len(folder.data.train) // recipe.training.batch_size) * epochs
     with progress.training(batches, epochs) as view:
-        tuned = fine_tune(
+        return fine_tune(
             network,
             recipe,
             folder.data,
             view.epoch,
             lambda done, total: view.advance(done),
-            state_file=folder.fine_tuning_file(integer),
+            state_file=state_file,
         )
-    kept = (
-        f"best epoch {tuned.best_epoch} of {epochs}" if tuned.best_epoch else "every epoch was worse, the start is kept"
-    )
-    progress.say(f"fine-tuned: validation accuracy {tuned.start_accuracy:.2%} before, {tuned.accuracy:.2%}; {kept}")
-    return tuned
 
 
 def _measure_sensitivity(
