@@ -62,8 +62,9 @@ def run_window(a: torch.Tensor, bias: torch.Tensor, neurons: IntegerNeurons, mem
     level, shift = (_by_neuron(values, a) for values in (neurons.vth << THRESHOLD_SHIFT, bias))
     inputs, outputs = a.detach().view(len(a), -1).numpy(), out.view(len(a), -1).numpy()
 
-    def work(start: int, stop: int) -> None:
-        _window(inputs, start, stop, size, constants, level, shift, membranes, outputs)
+    def work(start: int, stop: int, block: int) -> None:
+        for first in range(start, stop, block):
+            _window(inputs, first, min(first + block, stop), size, constants, level, shift, membranes, outputs)
 
     in_blocks(work, inputs.shape)
     return out

@@ -20,7 +20,8 @@ from numba.extending import intrinsic
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from spikeport.models.rules.window_compiled import in_spans, jit
+from spikeport.models.rules.window_compiled import jit
+from spikeport.models.threads import in_spans
 
 LANES = 16
 """Numbers of a vector; where the processor's are shorter, each becomes several."""
@@ -41,9 +42,6 @@ LEAST_WORK = 2**23
 """Multiplications of torch's convolution from which it is worth looking at the input."""
 
 COUNTED_VALUES = 2**16
-
-SAMPLES = 128
-"""Samples at once: their sums fit the second-level cache."""
 
 SLACK = 4
 """Entries behind the end of a list that may be read or written."""
@@ -122,7 +120,7 @@ class _Convolution(torch.autograd.Function):
         def work(start: int, stop: int) -> None:
             _convolve(*arrays, start, stop)
 
-        in_spans(work, x.shape[0], SAMPLES)
+        in_spans(work, x.shape[0], 1)
         return out.permute(0, 3, 1, 2)
 
     @staticmethod

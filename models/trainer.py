@@ -263,7 +263,12 @@ class _Training:
 
     def _seed_dropout(self) -> None:
         seed = seed_of(self.recipe.seed, "dropout", self.epoch, self.batch, self.processes.rank)
-        torch.manual_seed(seed)
+        # torch.manual_seed takes milliseconds: it writes a stack down for each kind of device that was not used yet
+        place = self.processes.device
+        if place.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
 
     # --- Memory
 

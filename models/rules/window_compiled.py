@@ -11,8 +11,6 @@ never leaves the cache.
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
@@ -25,13 +23,17 @@ from numba.extending import intrinsic, overload
 
 from spikeport.models.cuba_lif import CubaLIF
 from spikeport.models.pooling import Pooling
+from spikeport.models.threads import in_spans
 
 if TYPE_CHECKING:
     from spikeport.models.rules.rule import Rule
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BLOCK_VALUES = 16384
-"""Neurons times steps of a block: its arrays stay in the cache of a core."""
+"""Neurons times steps of a block: its arrays stay in the second-level cache of a core."""
+TILE_VALUES = 6144
+"""Neurons times rows of a tile, a part of a block: its five arrays stay in the first-level cache."""
+SMALLEST_TILE = 128
 CHANNELS_LAST = (0, 1, 3, 4, 2)
 """Order in memory of (steps, batch, channels, height, width) that pooling needs."""
 
@@ -39,6 +41,8 @@ CHANNELS_LAST = (0, 1, 3, 4, 2)
 llvmlite.binding.set_option("spikeport", "--runtime-memory-check-threshold=256")
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+contracted = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath={"contract"})
+"""For gradients alone: a product and a sum may be rounded once. What decides on spikes rounds as torch does."""
 
 CSBP, TSSL, STBP, SPIKE_BP = range(4)
 SURROGATES = ("rectangular", "triangular", "arctan", "logistic")
@@ -65,8 +69,8 @@ def forward(x: torch.Tensor, neuron: CubaLIF, pooling: Pooling | None = None) ->
     grid, divisor, row = _grid(x, pooling, dtype)
     subtract = neuron.reset == "subtract"
 
-    def work(start: int, stop: int) -> None:
-        _forward(inputs, start, stop, constants, thresholds, subtract, grid, divisor, outputs)
+    def work(start: int, stop: int, block: int) -> None:
+        _forward(inputs, start, stop, block, constants, thresholds, subtract, grid, divisor, outputs)
 
     in_blocks(work, inputs.shape, row)
     return spikes
@@ -88,8 +92,8 @@ def backward(
     grid, divisor, row = _grid(x, pooling, dtype)
     how = (neuron.reset == "subtract", kind, switches)
 
-    def work(start: int, stop: int) -> None:
-        _backward(inputs, errors, start, stop, constants, thresholds, how, settings, grid, divisor, outputs)
+    def work(start: int, stop: int, block: int) -> None:
+        _backward(inputs, errors, start, stop, block, constants, thresholds, how, settings, grid, divisor, outputs)
 
     in_blocks(work, inputs.shape, row)
     return out
@@ -153,32 +157,12 @@ def _dense(shape: Sequence[int], dtype: torch.dtype, order: tuple[int, ...]) -> 
     return torch.empty([shape[axis] for axis in order], dtype=dtype).permute(axes)
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="window")
-
-
-def in_blocks(work: Callable[[int, int], None], shape: tuple[int, ...], row: int = 1) -> None:
-    """work(start, stop) on blocks of the neurons of (steps, neurons) that fit the cache, in whole rows of so many."""
+def in_blocks(work: Callable[[int, int, int], None], shape: tuple[int, ...], row: int = 1) -> None:
+    """work(start, stop, block) on spans of the neurons of (steps, neurons), to be done in blocks that fit the cache, of
+    whole rows of so many."""
     steps, size = shape
-    in_spans(work, size, max(1, max(64, BLOCK_VALUES // steps) // row) * row)
-
-
-def in_spans(work: Callable[[int, int], None], size: int, block: int) -> None:
-    """work(start, stop) on all of 0..size, at most `block` at once, on as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), -(-size // block))
-    if threads <= 1:
-        _run_span(work, 0, size, block)
-        return
-    share = -(-size // (4 * threads * block)) * block
-    spans = [(start, min(start + share, size)) for start in range(0, size, share)]
-    for done in [_pool(threads).submit(_run_span, work, start, stop, block) for start, stop in spans]:
-        done.result()
-
-
-def _run_span(work: Callable[[int, int], None], start: int, stop: int, block: int) -> None:
-    for first in range(start, stop, block):
-        work(first, min(first + block, stop))
+    block = max(1, max(64, BLOCK_VALUES // steps) // row) * row
+    in_spans(lambda start, stop: work(start, stop, block), size, block)
 
 
 @intrinsic
@@ -229,7 +213,7 @@ def _exponential(y):  # type: ignore[no-untyped-def]
     """e^y for -8 <= y <= 0, without branches."""
 
 
-@overload(_exponential)
+@overload(_exponential, jit_options={"fastmath": {"contract"}})
 def _exponential_of(y):  # type: ignore[no-untyped-def]
     # (e^(y/16))^16 by a series; the terms left out are below a unit in the last place
     if y == types.float32:
@@ -260,34 +244,65 @@ def _exponential_of(y):  # type: ignore[no-untyped-def]
     return long
 
 
+# A loop over neurons inside a loop over time becomes vector instructions as a function of its own alone.
+
+
 @jit
-def _forward(x, start, stop, constants, thresholds, subtract, grid, divisor, spikes):  # type: ignore[no-untyped-def]
-    n, levels = stop - start, thresholds.shape[0]
+def _forward(x, start, stop, block, constants, thresholds, subtract, grid, divisor, spikes):  # type: ignore[no-untyped-def]
+    levels, size = thresholds.shape[0], min(block, stop - start)
     current_keep, gain, voltage_keep = constants[0], constants[1], constants[2]
     zero = gain - gain
-    one = gain / gain
-    kept = one if subtract else zero
+    kept = gain / gain if subtract else zero
     like = spikes[0, 0]
     pooled = max(1, grid[0] * grid[1])
-    u = np.zeros(n, constants.dtype)
-    v = np.zeros((levels, n), constants.dtype)
-    total = np.zeros(n, constants.dtype)
-    for t in range(x.shape[0]):
-        inputs, outputs = x[t, start:stop], spikes[t, start // pooled : stop // pooled]
-        for i in range(n):
-            u[i] = current_keep * u[i] + gain * widen(inputs[i])
-        for level in range(levels):
-            threshold, states, below = thresholds[level], v[level], zero if level == 0 else one
-            for i in range(n):
-                p = voltage_keep * states[i] + u[i]
-                fired = p > threshold
-                total[i] = below * total[i] + (one if fired else zero)
-                states[i] = kept * (p - threshold) if fired else p
-        if grid[0]:
-            _sum_windows(total, grid, divisor[0], like, outputs)
-        else:
-            for i in range(n):
-                outputs[i] = narrow(total[i], like)
+    u = np.empty(size, constants.dtype)
+    v = np.empty((levels, size), constants.dtype)
+    total = np.empty(size, constants.dtype)
+    for first in range(start, stop, block):
+        last = min(first + block, stop)
+        n = last - first
+        u[:] = 0
+        v[:] = 0
+        for t in range(x.shape[0]):
+            inputs, outputs = x[t, first:last], spikes[t, first // pooled : last // pooled]
+            if levels == 1 and not grid[0]:
+                _fire(inputs, u, v[0], current_keep, gain, voltage_keep, thresholds[0], kept, outputs)
+                continue
+            _fire(inputs, u, v[0], current_keep, gain, voltage_keep, thresholds[0], kept, total[:n])
+            for level in range(1, levels):
+                _fire_again(u[:n], v[level], voltage_keep, thresholds[level], kept, total)
+            if grid[0]:
+                _sum_windows(total[:n], grid, divisor[0], like, outputs)
+            else:
+                for i in range(n):
+                    outputs[i] = narrow(total[i], like)
+
+
+@jit
+def _fire(inputs, u, v, current_keep, gain, voltage_keep, threshold, kept, spikes):  # type: ignore[no-untyped-def]
+    """A step of the first level."""
+    zero = gain - gain
+    one = gain / gain
+    like = spikes[0]
+    for i in range(inputs.shape[0]):
+        current = current_keep * u[i] + gain * widen(inputs[i])
+        p = voltage_keep * v[i] + current
+        fired = p > threshold
+        u[i] = current
+        v[i] = kept * (p - threshold) if fired else p
+        spikes[i] = narrow(one if fired else zero, like)
+
+
+@jit
+def _fire_again(u, v, voltage_keep, threshold, kept, total):  # type: ignore[no-untyped-def]
+    """A step of another level of the same neurons; its spikes are added to the total."""
+    zero = threshold - threshold
+    one = threshold / threshold
+    for i in range(u.shape[0]):
+        p = voltage_keep * v[i] + u[i]
+        fired = p > threshold
+        total[i] += one if fired else zero
+        v[i] = kept * (p - threshold) if fired else p
 
 
 @jit
@@ -333,14 +348,10 @@ def _spread(errors, grid, divisor, cost, e):  # type: ignore[no-untyped-def]
                 e[start + j] = row[j]
 
 
-# A loop over neurons inside a loop that runs back in time becomes vector instructions as a function of its own alone.
-
-
 @jit
-def _load(inputs, state, current_keep, gain, u):  # type: ignore[no-untyped-def]
+def _load(inputs, before, current_keep, gain, u):  # type: ignore[no-untyped-def]
     for i in range(inputs.shape[0]):
-        state[i] = current_keep * state[i] + gain * widen(inputs[i])
-        u[i] = state[i]
+        u[i] = current_keep * before[i] + gain * widen(inputs[i])
 
 
 @jit
@@ -349,182 +360,174 @@ def _load_errors(errors, cost, e):  # type: ignore[no-untyped-def]
         e[i] = widen(errors[i]) + cost
 
 
-@jit
+@contracted
 def _store(d, state, current_keep, gain, like, out):  # type: ignore[no-untyped-def]
-    for i in range(d.shape[0]):
+    for i in range(out.shape[0]):
         state[i] = current_keep * state[i] + gain * d[i]
         out[i] = narrow(state[i], like)
 
 
 @jit
-def _backward(x, error, start, stop, constants, thresholds, how, settings, grid, divisor, out):  # type: ignore[no-untyped-def]
-    steps, n = x.shape[0], stop - start
-    subtract, kind, switches = how
+def _backward(x, error, start, stop, block, constants, thresholds, how, settings, grid, divisor, out):  # type: ignore[no-untyped-def]
+    """Blocks in tiles. Arrays of a tile have a row for rest in front of the steps, or behind them for errors."""
+    steps, size = x.shape[0], min(block, stop - start)
     current_keep, gain, cost = constants[0], constants[1], settings[1]
     like = out[0, 0]
     pooled = max(1, grid[0] * grid[1])
-    u = np.empty((steps, n), constants.dtype)
-    p = np.empty((steps, n), constants.dtype)
-    e = np.empty((steps, n), constants.dtype)
-    d = np.zeros((steps, n), constants.dtype)
-    state = np.zeros(n, constants.dtype)
-    for t in range(steps):
-        _load(x[t, start:stop], state, current_keep, gain, u[t])
-        errors = error[t, start // pooled : stop // pooled]
+    tile = min(size, max(SMALLEST_TILE, TILE_VALUES // (steps + 1)))
+    e = np.zeros((steps + 1, size if grid[0] else tile), constants.dtype)
+    u = np.zeros((steps + 1, tile), constants.dtype)
+    p = np.zeros((steps + 1, tile), constants.dtype)
+    trace = np.zeros((steps + 1, tile), constants.dtype)
+    d = np.empty((steps, tile), constants.dtype)
+    state = np.empty((3, tile), constants.dtype)
+    for first in range(start, stop, block):
+        last = min(first + block, stop)
         if grid[0]:
-            _spread(errors, grid, divisor[0], cost, e[t])
-        else:
-            _load_errors(errors, cost, e[t])
-    for level in range(thresholds.shape[0]):
-        _membranes(u, constants, thresholds[level], subtract, p)
-        if kind == CSBP:
-            _csbp(u, p, e, constants, thresholds[level], subtract, switches, settings, d)
-        elif kind == TSSL:
-            _tssl(p, e, constants, thresholds[level], switches, settings, d)
-        elif kind == STBP:
-            _stbp(p, e, constants, thresholds[level], subtract, switches, settings, d)
-        else:
-            _spike_bp(p, e, constants, thresholds[level], switches, settings, d)
-    state[:] = 0
-    for step in range(steps):
-        t = steps - 1 - step
-        _store(d[t], state, current_keep, gain, like, out[t, start:stop])
+            for t in range(steps):
+                _spread(error[t, first // pooled : last // pooled], grid, divisor[0], cost, e[t])
+        for here in range(first, last, tile):
+            n = min(tile, last - here)
+            for t in range(steps):
+                _load(x[t, here : here + n], u[t], current_keep, gain, u[t + 1])
+                if not grid[0]:
+                    _load_errors(error[t, here : here + n], cost, e[t])
+            place = here - first if grid[0] else 0
+            d[:] = 0
+            for level in range(thresholds.shape[0]):
+                _level(u, e, place, n, constants, thresholds[level], how, settings[0], p, trace, state, d)
+            state[0] = 0
+            for step in range(steps):
+                t = steps - 1 - step
+                _store(d[t], state[0], current_keep, gain, like, out[t, here : here + n])
 
 
 @jit
-def _membranes(u, constants, threshold, subtract, p):  # type: ignore[no-untyped-def]
-    """p of one level, from rest."""
-    n = u.shape[1]
-    voltage_keep = constants[2]
-    zero = voltage_keep - voltage_keep
-    kept = constants[1] / constants[1] if subtract else zero
-    v = np.zeros(n, u.dtype)
-    for t in range(u.shape[0]):
-        us, ps = u[t], p[t]
-        for i in range(n):
-            m = voltage_keep * v[i] + us[i]
-            ps[i] = m
-            v[i] = kept * (m - threshold) if m > threshold else m
-
-
-@jit
-def _own_traces(p, constants, threshold, trace):  # type: ignore[no-untyped-def]
-    """The neurons' own filtered spikes."""
-    n = p.shape[1]
-    current_keep, gain = constants[0], constants[1]
+def _level(u, e, place, n, constants, threshold, how, setting, p, trace, state, d):  # type: ignore[no-untyped-def]
+    """Simulate a level of a tile again and add what its spikes have to do with the currents to d."""
+    subtract, kind, switches = how
+    steps = d.shape[0]
+    current_keep, gain, voltage_keep, inverse_tau = constants[0], constants[1], constants[2], constants[3]
     zero = gain - gain
-    level = np.zeros(n, p.dtype)
-    for t in range(p.shape[0]):
-        ps, traces = p[t], trace[t]
-        for i in range(n):
-            level[i] = current_keep * level[i] + (gain if ps[i] > threshold else zero)
-            traces[i] = level[i]
-
-
-@jit
-def _add_errors(p, e, delta, constants, threshold, dead, d):  # type: ignore[no-untyped-def]
-    """Add delta, or B f'(p - threshold) on the steps that the dead-neuron rule calls quiet."""
-    steps, n = p.shape
-    quiet_limit, steepness, eight = constants[5], constants[6], constants[7]
-    one = eight / eight
-    if not dead:
-        for t in range(steps):
-            deltas, ds = delta[t], d[t]
-            for i in range(n):
-                ds[i] += deltas[i]
-        return
-    trace = np.empty((steps, n), p.dtype)
-    _own_traces(p, constants, threshold, trace)
-    for t in range(steps):
-        ps, es, deltas, traces, ds = p[t], e[t], delta[t], trace[t], d[t]
-        for i in range(n):
-            series = _exponential(-min(abs(ps[i] - threshold) * steepness, eight))
-            surrogate = es[i] * steepness * series / ((one + series) * (one + series))
-            ds[i] += surrogate if traces[i] < quiet_limit else deltas[i]
-
-
-@jit
-def _inverse_rises(p, threshold, soft, floor, lowest, inverse):  # type: ignore[no-untyped-def]
-    """1 / max(rise, floor) where the rise is above `lowest`, else 0."""
-    steps, n = p.shape
-    zero = floor - floor
-    one = floor / floor
-    rest = np.zeros(n, p.dtype)
-    for t in range(steps):
-        ps, inverses = p[t], inverse[t]
-        earlier = p[t - 1] if t > 0 else rest
-        for i in range(n):
-            last = earlier[i]
-            before = soft * (last - threshold) if last > threshold else last
-            rise = ps[i] - before
-            inverses[i] = one / max(rise, floor) if rise > lowest else zero
-
-
-@jit
-def _csbp_step(u, p, e, lam, later, threshold, next_weight, hard, lost, soft, voltage_keep, delta):  # type: ignore[no-untyped-def]
-    for i in range(p.shape[0]):
-        b = e[i]
-        time_error = next_weight * later[i] - b - lam[i] * (hard * u[i] + lost)
-        found = soft * lam[i] - time_error * delta[i] if p[i] > threshold else lam[i]
-        lam[i] = voltage_keep * found
-        later[i] = b
-        delta[i] = found
-
-
-@jit
-def _csbp(u, p, e, constants, threshold, subtract, switches, settings, d):  # type: ignore[no-untyped-def]
-    steps, n = p.shape
-    voltage_keep, inverse_tau = constants[2], constants[3]
-    zero = voltage_keep - voltage_keep
-    one = constants[1] / constants[1]
-    shift, across, dead = switches
+    one = gain / gain
     soft = one if subtract else zero
-    passing = one if across else zero
-    hard = (one - soft) * passing
-    lost = threshold * inverse_tau * soft * passing
-    next_weight = one if shift else zero
-    delta = np.empty((steps, n), p.dtype)
-    _inverse_rises(p, threshold, soft, settings[0], -constants[9], delta)
-    lam = np.zeros(n, p.dtype)
-    later = np.zeros(n, p.dtype)
+    traced = switches[2] != 0 and kind in (CSBP, TSSL)
+    quiet = constants[5] if traced else -constants[9]
+    for t in range(steps):
+        _membranes(u[t + 1, :n], p[t], voltage_keep, threshold, soft, p[t + 1])
+        if traced:
+            _traces(p[t + 1, :n], trace[t], threshold, current_keep, gain, trace[t + 1])
+    state[:] = 0
+    if kind == SPIKE_BP:
+        _spike_slopes(p, constants, threshold, setting, switches[0], state)
     for step in range(steps):
         t = steps - 1 - step
-        _csbp_step(u[t], p[t], e[t], lam, later, threshold, next_weight, hard, lost, soft, voltage_keep, delta[t])
-    _add_errors(p, e, delta, constants, threshold, dead, d)
+        last, now, traces, adjoint = p[t], p[t + 1, :n], trace[t + 1], state[0]
+        errors, later = e[t, place : place + n], e[t + 1, place : place + n]
+        if kind == CSBP:
+            passing = one if switches[1] else zero
+            hard, lost = (one - soft) * passing, threshold * inverse_tau * soft * passing
+            factors = soft, hard, lost, one if switches[0] else zero, quiet
+            _csbp(u[t + 1], last, now, errors, later, traces, adjoint, constants, threshold, setting, factors, d[t])
+        elif kind == TSSL:
+            factor = one if switches[0] else zero
+            _tssl(last, now, errors, later, traces, adjoint, constants, threshold, setting, factor, quiet, d[t])
+        elif kind == STBP:
+            _slopes(now, threshold, switches[0], one / setting, constants, state[1])
+            _stbp(now, errors, state[1], adjoint, threshold, soft, one if switches[1] else zero, voltage_keep, d[t])
+        else:
+            _spike_bp(now, errors, state[1], adjoint, threshold, d[t])
 
 
 @jit
-def _tssl_step(p, e, psi, later, threshold, next_weight, inverse_tau, voltage_keep, delta):  # type: ignore[no-untyped-def]
+def _membranes(u, last, voltage_keep, threshold, soft, p):  # type: ignore[no-untyped-def]
+    """p of one step from that of the last one."""
+    for i in range(u.shape[0]):
+        before = last[i]
+        v = soft * (before - threshold) if before > threshold else before
+        p[i] = voltage_keep * v + u[i]
+
+
+@contracted
+def _traces(p, before, threshold, current_keep, gain, trace):  # type: ignore[no-untyped-def]
+    """The neurons' own filtered spikes."""
+    zero = gain - gain
     for i in range(p.shape[0]):
-        b = e[i]
-        at_spike = delta[i] * (b - next_weight * later[i] + psi[i] * p[i] * inverse_tau)
-        found = at_spike if p[i] > threshold else voltage_keep * psi[i]
+        trace[i] = current_keep * before[i] + (gain if p[i] > threshold else zero)
+
+
+@contracted
+def _quiet_slope(distance, steepness, eight):  # type: ignore[no-untyped-def]
+    """f'(p - threshold) of the dead-neuron rule."""
+    one = eight / eight
+    series = _exponential(-min(abs(distance) * steepness, eight))
+    return steepness * series / ((one + series) * (one + series))
+
+
+@contracted
+def _csbp(u, last, p, e, e_later, trace, lam, constants, threshold, floor, factors, d):  # type: ignore[no-untyped-def]
+    soft, hard, lost, later, quiet = factors
+    voltage_keep, steepness, eight = constants[2], constants[6], constants[7]
+    one = eight / eight
+    for i in range(p.shape[0]):
+        m, before, b, after = p[i], last[i], e[i], lam[i]
+        rise = m - (soft * (before - threshold) if before > threshold else before)
+        time_error = later * e_later[i] - b - after * (hard * u[i] + lost)
+        at_spike = soft * after - time_error * (one / max(rise, floor))
+        found = at_spike if m > threshold else after
+        lam[i] = voltage_keep * found
+        surrogate = b * _quiet_slope(m - threshold, steepness, eight)
+        d[i] += surrogate if trace[i] < quiet else found
+
+
+@contracted
+def _tssl(p_before, p, e, e_later, trace, psi, constants, threshold, largest, later, quiet, d):  # type: ignore[no-untyped-def]
+    voltage_keep, inverse_tau, steepness, eight = constants[2], constants[3], constants[6], constants[7]
+    one = eight / eight
+    zero = one - one
+    floor = one / largest
+    for i in range(p.shape[0]):
+        m, before, b, after = p[i], p_before[i], e[i], psi[i]
+        rise = m - (zero if before > threshold else before)
+        # clip(1 / rise, 0, largest), and nothing where the membrane fell
+        inverse = one / max(rise, floor) if rise > zero else zero
+        at_spike = inverse * (b - later * e_later[i] + after * m * inverse_tau)
+        found = at_spike if m > threshold else voltage_keep * after
         psi[i] = found
-        later[i] = b
-        delta[i] = found
+        surrogate = b * _quiet_slope(m - threshold, steepness, eight)
+        d[i] += surrogate if trace[i] < quiet else found
 
 
-@jit
-def _tssl(p, e, constants, threshold, switches, settings, d):  # type: ignore[no-untyped-def]
-    steps, n = p.shape
-    voltage_keep, inverse_tau = constants[2], constants[3]
-    zero = voltage_keep - voltage_keep
-    one = constants[1] / constants[1]
-    timing, _, dead = switches
-    next_weight = one if timing else zero
-    delta = np.empty((steps, n), p.dtype)
-    # clip(1 / rise, 0, 8) is 1 / max(rise, 1/8), and nothing where the membrane fell
-    _inverse_rises(p, threshold, zero, one / settings[0], zero, delta)
-    psi = np.zeros(n, p.dtype)
-    later = np.zeros(n, p.dtype)
-    for step in range(steps):
-        t = steps - 1 - step
-        _tssl_step(p[t], e[t], psi, later, threshold, next_weight, inverse_tau, voltage_keep, delta[t])
-    _add_errors(p, e, delta, constants, threshold, dead, d)
+@contracted
+def _slopes(p, threshold, surrogate, inverse, constants, slope):  # type: ignore[no-untyped-def]
+    eight, pi = constants[7], constants[8]
+    one = eight / eight
+    zero, half = one - one, one / (one + one)
+    n = p.shape[0]
+    if surrogate == 0:
+        for i in range(n):
+            slope[i] = inverse if abs(p[i] - threshold) * inverse < half else zero
+    elif surrogate == 1:
+        for i in range(n):
+            slope[i] = max(one - abs(p[i] - threshold) * inverse, zero) * inverse
+    elif surrogate == 2:
+        for i in range(n):
+            z = pi * abs(p[i] - threshold) * inverse
+            slope[i] = inverse / (one + z * z)
+    else:
+        for i in range(n):
+            # in four parts, for the series holds to e^-8; beyond e^-32 nothing is left
+            series = _exponential(-min(abs(p[i] - threshold) * inverse * half * half, eight))
+            series *= series
+            series *= series
+            slope[i] = inverse * series / ((one + series) * (one + series))
 
 
-@jit
-def _stbp_step(p, e, slope, lam, threshold, lost_if_fired, cleared_membrane, cleared_level, voltage_keep, d):  # type: ignore[no-untyped-def]
+@contracted
+def _stbp(p, e, slope, lam, threshold, soft, passing, voltage_keep, d):  # type: ignore[no-untyped-def]
+    one = threshold / threshold
+    lost_if_fired = one - soft
+    cleared_membrane, cleared_level = (one - soft) * passing, soft * passing * threshold
     for i in range(p.shape[0]):
         m, after = p[i], lam[i]
         kept = after - lost_if_fired * after if m > threshold else after
@@ -534,70 +537,28 @@ def _stbp_step(p, e, slope, lam, threshold, lost_if_fired, cleared_membrane, cle
 
 
 @jit
-def _stbp(p, e, constants, threshold, subtract, switches, settings, d):  # type: ignore[no-untyped-def]
-    steps, n = p.shape
-    voltage_keep = constants[2]
-    zero = voltage_keep - voltage_keep
-    one = constants[1] / constants[1]
-    surrogate, through_reset, _ = switches
-    passing = one if through_reset else zero
-    lost_if_fired = zero if subtract else one
-    cleared_membrane = zero if subtract else passing
-    cleared_level = passing * threshold if subtract else zero
-    inverse = one / settings[0]
-    half, pi, eight = one / (one + one), constants[8], constants[7]
-    slope = np.empty(n, p.dtype)
-    lam = np.zeros(n, p.dtype)
-    for step in range(steps):
-        t = steps - 1 - step
-        ps = p[t]
-        if surrogate == 0:
-            for i in range(n):
-                slope[i] = inverse if abs(ps[i] - threshold) * inverse < half else zero
-        elif surrogate == 1:
-            for i in range(n):
-                slope[i] = max(one - abs(ps[i] - threshold) * inverse, zero) * inverse
-        elif surrogate == 2:
-            for i in range(n):
-                z = pi * abs(ps[i] - threshold) * inverse
-                slope[i] = inverse / (one + z * z)
-        else:
-            for i in range(n):
-                # in four parts, for the series holds to e^-8; beyond e^-32 nothing is left
-                series = _exponential(-min(abs(ps[i] - threshold) * inverse * half * half, eight))
-                series *= series
-                series *= series
-                slope[i] = inverse * series / ((one + series) * (one + series))
-        _stbp_step(ps, e[t], slope, lam, threshold, lost_if_fired, cleared_membrane, cleared_level, voltage_keep, d[t])
-
-
-@jit
-def _spike_bp_step(p, e, slope, error, threshold, d):  # type: ignore[no-untyped-def]
-    for i in range(p.shape[0]):
-        error[i] = slope[i] * e[i] if p[i] > threshold else error[i]
-        d[i] += error[i]
-
-
-@jit
-def _spike_bp(p, e, constants, threshold, switches, settings, d):  # type: ignore[no-untyped-def]
-    steps, n = p.shape
+def _spike_slopes(p, constants, threshold, forgotten, corrected, state):  # type: ignore[no-untyped-def]
+    """The one factor of all steps in state[1], from the spikes that the end remembers and their number."""
     leak, log_leak = constants[2], constants[4]
     zero = leak - leak
     one = constants[1] / constants[1]
-    correction = log_leak if switches[0] else zero
+    correction = log_leak if corrected else zero
     inverse = one / threshold
-    remaining = np.zeros(n, p.dtype)
-    total = np.zeros(n, p.dtype)
-    for t in range(steps):
+    remaining, total = state[1], state[2]
+    n = p.shape[1]
+    for t in range(1, p.shape[0]):
         ps = p[t]
         for i in range(n):
             fired = one if ps[i] > threshold else zero
             remaining[i] = leak * remaining[i] + fired
             total[i] += fired
     for i in range(n):
-        slope = one if remaining[i] > settings[0] else zero
+        slope = one if remaining[i] > forgotten else zero
         remaining[i] = inverse * (slope + correction * remaining[i] / max(total[i], one))
-    error = np.zeros(n, p.dtype)
-    for step in range(steps):
-        t = steps - 1 - step
-        _spike_bp_step(p[t], e[t], remaining, error, threshold, d[t])
+
+
+@jit
+def _spike_bp(p, e, slope, error, threshold, d):  # type: ignore[no-untyped-def]
+    for i in range(p.shape[0]):
+        error[i] = slope[i] * e[i] if p[i] > threshold else error[i]
+        d[i] += error[i]
