@@ -81,7 +81,8 @@ def train(job: Job) -> dict[str, Any]:
             for weight, first in zip(training.parameters, train_step.first_weights(job.network), strict=True):
                 weight.copy_(first)
             encoded = training.encoder(images)
-            found = train_step.rates([encoded, *network(encoded).values()])
+            with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16"):
+                found = train_step.rates([encoded, *network(encoded).values()])
         del encoded
 
         def step() -> None:

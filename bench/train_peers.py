@@ -132,13 +132,18 @@ def main() -> None:
     images, labels = train_step.images_and_labels(job.batch)
     x = train_step.frames(images, job.steps)
     optimizer = torch.optim.AdamW(network.parameters(), train_step.LEARNING_RATE)
-    with torch.no_grad():
+
+    def precision() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16")
+
+    with torch.no_grad(), precision():
         found = train_step.rates([x, *forward(x)])
 
     def step() -> float:
         optimizer.zero_grad()
-        rate = forward(x)[-1].mean(dim=0)
-        loss = nn.functional.cross_entropy(train_step.LOSS_GAIN * rate, labels, reduction="sum")
+        with precision():
+            rate = forward(x)[-1].float().mean(dim=0)
+            loss = nn.functional.cross_entropy(train_step.LOSS_GAIN * rate, labels, reduction="sum")
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -11,6 +11,7 @@ never leaves the cache.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
@@ -64,8 +65,7 @@ def forward(x: torch.Tensor, neuron: CubaLIF, pooling: Pooling | None = None) ->
     inputs, order = _flat(x, CHANNELS_LAST if pooling else None)
     spikes = _dense(pooling.shape(x.shape) if pooling else x.shape, x.dtype, order)
     outputs, _ = _flat(spikes, order)
-    constants = _neuron_constants(neuron, dtype)
-    thresholds = np.asarray(neuron.thresholds, dtype)
+    constants, thresholds = _numbers(neuron, dtype)
     grid, divisor, row = _grid(x, pooling, dtype)
     subtract = neuron.reset == "subtract"
 
@@ -85,8 +85,7 @@ def backward(
     errors, _ = _flat(spike_errors.to(x.dtype), order)
     out = _dense(x.shape, x.dtype, order)
     outputs, _ = _flat(out, order)
-    constants = _neuron_constants(neuron, dtype)
-    thresholds = np.asarray(neuron.thresholds, dtype)
+    constants, thresholds = _numbers(neuron, dtype)
     kind, switches, numbers = _settings(rule)
     settings = np.asarray(numbers, dtype)
     grid, divisor, row = _grid(x, pooling, dtype)
@@ -110,6 +109,7 @@ def _grid(x: torch.Tensor, pooling: Pooling | None, dtype: Any) -> tuple[tuple[i
     return (*pooling.kernel, width, channels), np.full(1, pooling.divisor, dtype), pooling.kernel[0] * width * channels
 
 
+@lru_cache(maxsize=64)
 def _settings(rule: Any) -> tuple[int, tuple[int, int, int], tuple[float, float]]:
     """A rule as numbers: its kind, three switches, and a setting beside the cost of a spike."""
     from spikeport.models.rules import csbp, spike_bp, stbp, tssl
@@ -132,12 +132,14 @@ def _compute_type(x: torch.Tensor) -> Any:
     return np.float64 if x.dtype == torch.float64 else np.float32
 
 
-def _neuron_constants(neuron: CubaLIF, dtype: Any) -> np.ndarray:
+@lru_cache(maxsize=64)
+def _numbers(neuron: CubaLIF, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """current_keep, input_gain, voltage_keep, 1 / tau_mem, ln(voltage_keep), 1 / (4 tau_syn), then 5, 8, pi and
-    infinity: numbers in the type that is computed in, so that no loop widens to float64."""
+    infinity, in the type that is computed in, so that no loop widens to float64; and the thresholds."""
     leak = math.log(neuron.voltage_keep) if neuron.voltage_keep > 0 else 0.0
     values = (neuron.current_keep, neuron.input_gain, neuron.voltage_keep, 1 / neuron.tau_mem, leak)
-    return np.asarray((*values, 1 / (4 * neuron.tau_syn), 5.0, 8.0, math.pi, math.inf), dtype)
+    constants = np.asarray((*values, 1 / (4 * neuron.tau_syn), 5.0, 8.0, math.pi, math.inf), dtype)
+    return constants, np.asarray(neuron.thresholds, dtype)
 
 
 def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -240,6 +242,36 @@ def _exponential_of(y):  # type: ignore[no-untyped-def]
         series *= series
         series *= series
         return series * series
+
+    return long
+
+
+def _hyperbolic_cosine(y):  # type: ignore[no-untyped-def]
+    """2 cosh(y / 2) for 0 <= y <= 8, without branches."""
+
+
+@overload(_hyperbolic_cosine, jit_options={"fastmath": {"contract"}})
+def _hyperbolic_cosine_of(y):  # type: ignore[no-untyped-def]
+    # cosh(y / 8) by a series, and cosh(2 z) = 2 cosh(z)^2 - 1 twice
+    if y == types.float32:
+        eighth, one, two = np.float32(0.125), np.float32(1), np.float32(2)
+        c2, c4, c6, c8 = (np.float32(1 / math.factorial(k)) for k in (2, 4, 6, 8))
+
+        def short(y):  # type: ignore[no-untyped-def]
+            z = (y * eighth) * (y * eighth)
+            cosine = one + z * (c2 + z * (c4 + z * (c6 + z * c8)))
+            cosine = two * cosine * cosine - one
+            return two * (two * cosine * cosine - one)
+
+        return short
+    d2, d4, d6, d8, d10, d12, d14, d16, d18 = (1 / math.factorial(k) for k in range(2, 20, 2))
+
+    def long(y):  # type: ignore[no-untyped-def]
+        z = (y * 0.125) * (y * 0.125)
+        high = d8 + z * (d10 + z * (d12 + z * (d14 + z * (d16 + z * d18))))
+        cosine = 1.0 + z * (d2 + z * (d4 + z * (d6 + z * high)))
+        cosine = 2.0 * cosine * cosine - 1.0
+        return 2.0 * (2.0 * cosine * cosine - 1.0)
 
     return long
 
@@ -354,12 +386,6 @@ def _load(inputs, before, current_keep, gain, u):  # type: ignore[no-untyped-def
         u[i] = current_keep * before[i] + gain * widen(inputs[i])
 
 
-@jit
-def _load_errors(errors, cost, e):  # type: ignore[no-untyped-def]
-    for i in range(errors.shape[0]):
-        e[i] = widen(errors[i]) + cost
-
-
 @contracted
 def _store(d, state, current_keep, gain, like, out):  # type: ignore[no-untyped-def]
     for i in range(out.shape[0]):
@@ -369,13 +395,13 @@ def _store(d, state, current_keep, gain, like, out):  # type: ignore[no-untyped-
 
 @jit
 def _backward(x, error, start, stop, block, constants, thresholds, how, settings, grid, divisor, out):  # type: ignore[no-untyped-def]
-    """Blocks in tiles. Arrays of a tile have a row for rest in front of the steps, or behind them for errors."""
+    """Blocks in tiles. The arrays of a tile have a row for rest in front of the steps."""
     steps, size = x.shape[0], min(block, stop - start)
     current_keep, gain, cost = constants[0], constants[1], settings[1]
     like = out[0, 0]
     pooled = max(1, grid[0] * grid[1])
     tile = min(size, max(SMALLEST_TILE, TILE_VALUES // (steps + 1)))
-    e = np.zeros((steps + 1, size if grid[0] else tile), constants.dtype)
+    spread = np.empty((steps, size if grid[0] else 0), constants.dtype)
     u = np.zeros((steps + 1, tile), constants.dtype)
     p = np.zeros((steps + 1, tile), constants.dtype)
     trace = np.zeros((steps + 1, tile), constants.dtype)
@@ -385,17 +411,19 @@ def _backward(x, error, start, stop, block, constants, thresholds, how, settings
         last = min(first + block, stop)
         if grid[0]:
             for t in range(steps):
-                _spread(error[t, first // pooled : last // pooled], grid, divisor[0], cost, e[t])
+                _spread(error[t, first // pooled : last // pooled], grid, divisor[0], cost, spread[t])
         for here in range(first, last, tile):
             n = min(tile, last - here)
             for t in range(steps):
                 _load(x[t, here : here + n], u[t], current_keep, gain, u[t + 1])
-                if not grid[0]:
-                    _load_errors(error[t, here : here + n], cost, e[t])
-            place = here - first if grid[0] else 0
             d[:] = 0
             for level in range(thresholds.shape[0]):
-                _level(u, e, place, n, constants, thresholds[level], how, settings[0], p, trace, state, d)
+                threshold = thresholds[level]
+                if grid[0]:
+                    free = cost - cost
+                    _level(u, spread, here - first, n, free, constants, threshold, how, settings[0], p, trace, state, d)
+                else:
+                    _level(u, error, here, n, cost, constants, threshold, how, settings[0], p, trace, state, d)
             state[0] = 0
             for step in range(steps):
                 t = steps - 1 - step
@@ -403,40 +431,44 @@ def _backward(x, error, start, stop, block, constants, thresholds, how, settings
 
 
 @jit
-def _level(u, e, place, n, constants, threshold, how, setting, p, trace, state, d):  # type: ignore[no-untyped-def]
-    """Simulate a level of a tile again and add what its spikes have to do with the currents to d."""
+def _level(u, e, place, n, cost, constants, threshold, how, setting, p, trace, state, d):  # type: ignore[no-untyped-def]
+    """Simulate a level of a tile again and add what its spikes have to do with the currents to d. Its errors are
+    e[:, place : place + n] plus the cost of a spike."""
     subtract, kind, switches = how
     steps = d.shape[0]
-    current_keep, gain, voltage_keep, inverse_tau = constants[0], constants[1], constants[2], constants[3]
+    gain, voltage_keep, inverse_tau = constants[1], constants[2], constants[3]
     zero = gain - gain
     one = gain / gain
     soft = one if subtract else zero
     traced = switches[2] != 0 and kind in (CSBP, TSSL)
     quiet = constants[5] if traced else -constants[9]
-    for t in range(steps):
-        _membranes(u[t + 1, :n], p[t], voltage_keep, threshold, soft, p[t + 1])
+    for t in range(1, steps + 1):
         if traced:
-            _traces(p[t + 1, :n], trace[t], threshold, current_keep, gain, trace[t + 1])
+            _simulate(u[t, :n], p[t - 1], trace[t - 1], constants, threshold, soft, p[t], trace[t])
+        else:
+            _membranes(u[t, :n], p[t - 1], voltage_keep, threshold, soft, p[t])
     state[:] = 0
     if kind == SPIKE_BP:
         _spike_slopes(p, constants, threshold, setting, switches[0], state)
     for step in range(steps):
         t = steps - 1 - step
         last, now, traces, adjoint = p[t], p[t + 1, :n], trace[t + 1], state[0]
-        errors, later = e[t, place : place + n], e[t + 1, place : place + n]
+        errors, later = e[t, place : place + n], e[min(t + 1, steps - 1), place : place + n]
+        next_one = one if switches[0] and step else zero
         if kind == CSBP:
             passing = one if switches[1] else zero
             hard, lost = (one - soft) * passing, threshold * inverse_tau * soft * passing
-            factors = soft, hard, lost, one if switches[0] else zero, quiet
+            factors = cost, soft, hard, lost, next_one, quiet
             _csbp(u[t + 1], last, now, errors, later, traces, adjoint, constants, threshold, setting, factors, d[t])
         elif kind == TSSL:
-            factor = one if switches[0] else zero
-            _tssl(last, now, errors, later, traces, adjoint, constants, threshold, setting, factor, quiet, d[t])
+            factors_of_tssl = cost, next_one, quiet
+            _tssl(last, now, errors, later, traces, adjoint, constants, threshold, setting, factors_of_tssl, d[t])
         elif kind == STBP:
             _slopes(now, threshold, switches[0], one / setting, constants, state[1])
-            _stbp(now, errors, state[1], adjoint, threshold, soft, one if switches[1] else zero, voltage_keep, d[t])
+            through_reset = one if switches[1] else zero
+            _stbp(now, errors, state[1], adjoint, threshold, cost, soft, through_reset, voltage_keep, d[t])
         else:
-            _spike_bp(now, errors, state[1], adjoint, threshold, d[t])
+            _spike_bp(now, errors, state[1], adjoint, threshold, cost, d[t])
 
 
 @jit
@@ -448,31 +480,36 @@ def _membranes(u, last, voltage_keep, threshold, soft, p):  # type: ignore[no-un
         p[i] = voltage_keep * v + u[i]
 
 
-@contracted
-def _traces(p, before, threshold, current_keep, gain, trace):  # type: ignore[no-untyped-def]
-    """The neurons' own filtered spikes."""
+@jit
+def _simulate(u, last, trace_before, constants, threshold, soft, p, trace):  # type: ignore[no-untyped-def]
+    """The same, and the neurons' own filtered spikes."""
+    current_keep, gain, voltage_keep = constants[0], constants[1], constants[2]
     zero = gain - gain
-    for i in range(p.shape[0]):
-        trace[i] = current_keep * before[i] + (gain if p[i] > threshold else zero)
+    for i in range(u.shape[0]):
+        before = last[i]
+        v = soft * (before - threshold) if before > threshold else before
+        m = voltage_keep * v + u[i]
+        p[i] = m
+        trace[i] = current_keep * trace_before[i] + (gain if m > threshold else zero)
 
 
 @contracted
 def _quiet_slope(distance, steepness, eight):  # type: ignore[no-untyped-def]
-    """f'(p - threshold) of the dead-neuron rule."""
-    one = eight / eight
-    series = _exponential(-min(abs(distance) * steepness, eight))
-    return steepness * series / ((one + series) * (one + series))
+    """f'(p - threshold) of the dead-neuron rule: 5 z / (1 + z)^2, z = e^(-5 |distance|), as 5 / (z^-1/2 + z^1/2)^2."""
+    double_cosine = _hyperbolic_cosine(min(abs(distance) * steepness, eight))
+    return steepness / (double_cosine * double_cosine)
 
 
 @contracted
 def _csbp(u, last, p, e, e_later, trace, lam, constants, threshold, floor, factors, d):  # type: ignore[no-untyped-def]
-    soft, hard, lost, later, quiet = factors
+    cost, soft, hard, lost, next_one, quiet = factors
     voltage_keep, steepness, eight = constants[2], constants[6], constants[7]
     one = eight / eight
     for i in range(p.shape[0]):
-        m, before, b, after = p[i], last[i], e[i], lam[i]
+        m, before, after = p[i], last[i], lam[i]
+        b = widen(e[i]) + cost
         rise = m - (soft * (before - threshold) if before > threshold else before)
-        time_error = later * e_later[i] - b - after * (hard * u[i] + lost)
+        time_error = next_one * (widen(e_later[i]) + cost) - b - after * (hard * u[i] + lost)
         at_spike = soft * after - time_error * (one / max(rise, floor))
         found = at_spike if m > threshold else after
         lam[i] = voltage_keep * found
@@ -481,17 +518,19 @@ def _csbp(u, last, p, e, e_later, trace, lam, constants, threshold, floor, facto
 
 
 @contracted
-def _tssl(p_before, p, e, e_later, trace, psi, constants, threshold, largest, later, quiet, d):  # type: ignore[no-untyped-def]
+def _tssl(last, p, e, e_later, trace, psi, constants, threshold, largest, factors, d):  # type: ignore[no-untyped-def]
+    cost, next_one, quiet = factors
     voltage_keep, inverse_tau, steepness, eight = constants[2], constants[3], constants[6], constants[7]
     one = eight / eight
     zero = one - one
     floor = one / largest
     for i in range(p.shape[0]):
-        m, before, b, after = p[i], p_before[i], e[i], psi[i]
+        m, before, after = p[i], last[i], psi[i]
+        b = widen(e[i]) + cost
         rise = m - (zero if before > threshold else before)
         # clip(1 / rise, 0, largest), and nothing where the membrane fell
         inverse = one / max(rise, floor) if rise > zero else zero
-        at_spike = inverse * (b - later * e_later[i] + after * m * inverse_tau)
+        at_spike = inverse * (b - next_one * (widen(e_later[i]) + cost) + after * m * inverse_tau)
         found = at_spike if m > threshold else voltage_keep * after
         psi[i] = found
         surrogate = b * _quiet_slope(m - threshold, steepness, eight)
@@ -524,14 +563,14 @@ def _slopes(p, threshold, surrogate, inverse, constants, slope):  # type: ignore
 
 
 @contracted
-def _stbp(p, e, slope, lam, threshold, soft, passing, voltage_keep, d):  # type: ignore[no-untyped-def]
+def _stbp(p, e, slope, lam, threshold, cost, soft, passing, voltage_keep, d):  # type: ignore[no-untyped-def]
     one = threshold / threshold
     lost_if_fired = one - soft
     cleared_membrane, cleared_level = (one - soft) * passing, soft * passing * threshold
     for i in range(p.shape[0]):
         m, after = p[i], lam[i]
         kept = after - lost_if_fired * after if m > threshold else after
-        delta = (e[i] - after * (cleared_membrane * m + cleared_level)) * slope[i] + kept
+        delta = (widen(e[i]) + cost - after * (cleared_membrane * m + cleared_level)) * slope[i] + kept
         lam[i] = voltage_keep * delta
         d[i] += delta
 
@@ -558,7 +597,7 @@ def _spike_slopes(p, constants, threshold, forgotten, corrected, state):  # type
 
 
 @jit
-def _spike_bp(p, e, slope, error, threshold, d):  # type: ignore[no-untyped-def]
+def _spike_bp(p, e, slope, error, threshold, cost, d):  # type: ignore[no-untyped-def]
     for i in range(p.shape[0]):
-        error[i] = slope[i] * e[i] if p[i] > threshold else error[i]
+        error[i] = slope[i] * (widen(e[i]) + cost) if p[i] > threshold else error[i]
         d[i] += error[i]
