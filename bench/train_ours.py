@@ -56,6 +56,7 @@ def recipe(job: Job) -> Recipe:
                 "batch_size": job.batch,
                 "learning_rate": train_step.LEARNING_RATE,
                 "schedule": "constant",
+                "clip_norm": train_step.CLIP_NORM,
                 "precision": job.precision,
             },
         }

@@ -2,8 +2,8 @@
 
     .venv-interop/bin/python bench/train_peers.py '{"network": "mnist", "variant": "snntorch"}'
 
-The neuron is the same everywhere: v[t] = (1 - 1/tau_mem) v[t-1] + x[t], reset to zero. A step of a peer takes encoded
-input, and leaves out the clipping of gradients that ours has.
+The neuron is the same everywhere: v[t] = (1 - 1/tau_mem) v[t-1] + x[t], reset to zero. A step does what ours does: it
+encodes the images, and takes the norm of the gradient to clip it.
 """
 
 import json
@@ -141,10 +141,12 @@ def main() -> None:
 
     def step() -> float:
         optimizer.zero_grad()
+        encoded = train_step.frames(images, job.steps)
         with precision():
-            rate = forward(x)[-1].float().mean(dim=0)
+            rate = forward(encoded)[-1].float().mean(dim=0)
             loss = nn.functional.cross_entropy(train_step.LOSS_GAIN * rate, labels, reduction="sum")
         loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), train_step.CLIP_NORM)
         optimizer.step()
         return loss.item()
 

@@ -22,6 +22,8 @@ THRESHOLD = 1.0
 LOSS_GAIN = 10.0
 LEARNING_RATE = 1e-4
 INPUT_DENSITY = 0.2
+CLIP_NORM = 1e6
+"""Larger than any gradient: both sides take the norm, and nobody's gradient is changed."""
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 """Linux sets VmHWM back to VmRSS where a 5 is written here (proc(5))."""

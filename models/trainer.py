@@ -193,10 +193,12 @@ class _Training:
             loss.backward()
             loss = loss.detach()
         self.processes.add([loss, *(_gradient(weight) for weight in self.parameters)])
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self._explain(forward if len(labels) else None, state_file)
+        if norm_value > self.settings.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(self.settings, self._steps_done, self.batches)
         self.optimizer.step()

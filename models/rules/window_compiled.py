@@ -144,10 +144,15 @@ def _numbers(neuron: CubaLIF, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _flat(x: torch.Tensor, order: tuple[int, ...] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
     """x as an array (steps, neurons) in memory order, copied only where it is not dense in `order`; and that order."""
+    moved = x.detach()
     if order is None:
-        strides = x.stride()
-        order = (0, *sorted(range(1, x.dim()), key=lambda axis: (-strides[axis], axis)))
-    moved = x.detach().permute(order).contiguous().reshape(x.shape[0], -1)
+        order = tuple(range(x.dim()))
+        if not x.is_contiguous():
+            strides = x.stride()
+            order = (0, *sorted(order[1:], key=lambda axis: (-strides[axis], axis)))
+    if order != tuple(range(x.dim())):
+        moved = moved.permute(order)
+    moved = moved.contiguous().view(x.shape[0], -1)
     raw = moved.view(torch.uint16) if x.dtype == torch.bfloat16 else moved
     array: np.ndarray = raw.numpy()
     return array, order
