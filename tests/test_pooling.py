@@ -95,6 +95,7 @@ def test_windows_of_pools_are_not_torn_between_blocks(
     x = random_window(0, 3, images, channels, 4, 6, scale=1.0)[0]
     for values in (1, 1000, 1_000_000):
         monkeypatch.setattr(window_compiled, "BLOCK_VALUES", values)
+        monkeypatch.setattr(window_compiled, "SMALLEST_TILE", min(values, 512))
         assert_pools_as_afterwards(*RULES["csbp"], x, Pooling((2, 3), (2, 3)))
 
 

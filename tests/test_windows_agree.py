@@ -227,14 +227,24 @@ def test_the_levels_of_a_neuron_are_neurons_that_share_its_input(name: str, wide
 @pytest.mark.parametrize("difference", [-1, 0, 1])
 @pytest.mark.parametrize("blocks", [1, 2, 13])
 def test_populations_around_the_boundaries_of_blocks(blocks: int, difference: int) -> None:
-    steps = 32
+    steps = 16
     size = blocks * (window_compiled.BLOCK_VALUES // steps) + difference
     assert_agree(*busy("csbp", steps, size), *BUSY["csbp"][::-1])
+
+
+@EACH_RULE
+def test_populations_around_the_boundaries_of_tiles(name: str) -> None:
+    steps = 5
+    tile = window_compiled.TILE_VALUES // (steps + 1)
+    assert window_compiled.SMALLEST_TILE < tile < window_compiled.BLOCK_VALUES // steps
+    for size in (tile - 1, tile + 1, 3 * tile + 7):
+        assert_agree(*busy(name, steps, size), *BUSY[name][::-1])
 
 
 @pytest.mark.usefixtures("three_threads")
 @EACH_RULE
 def test_many_small_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_compiled, "BLOCK_VALUES", 1)
+    monkeypatch.setattr(window_compiled, "SMALLEST_TILE", 64)
     for size in (63, 64, 65, 1000):
         assert_agree(*busy(name, 5, size), *BUSY[name][::-1])

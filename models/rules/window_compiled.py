@@ -33,8 +33,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BLOCK_VALUES = 16384
 """Neurons times steps of a block: its arrays stay in the second-level cache of a core."""
 TILE_VALUES = 6144
-"""Neurons times rows of a tile, a part of a block: its five arrays stay in the first-level cache."""
-SMALLEST_TILE = 128
+"""Neurons times rows of a tile, a part of a block, on which the backward pass works."""
+SMALLEST_TILE = 512
+"""Neurons of a tile, and of a block, at any number of steps: with fewer, the calls of the loops cost too much."""
 CHANNELS_LAST = (0, 1, 3, 4, 2)
 """Order in memory of (steps, batch, channels, height, width) that pooling needs."""
 
@@ -168,7 +169,7 @@ def in_blocks(work: Callable[[int, int, int], None], shape: tuple[int, ...], row
     """work(start, stop, block) on spans of the neurons of (steps, neurons), to be done in blocks that fit the cache, of
     whole rows of so many."""
     steps, size = shape
-    block = max(1, max(64, BLOCK_VALUES // steps) // row) * row
+    block = max(1, max(SMALLEST_TILE, BLOCK_VALUES // steps) // row) * row
     in_spans(lambda start, stop: work(start, stop, block), size, block)
 
 
