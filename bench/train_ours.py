@@ -82,7 +82,7 @@ def train(job: Job) -> dict[str, Any]:
             for weight, first in zip(training.parameters, train_step.first_weights(job.network), strict=True):
                 weight.copy_(first)
             encoded = training.encoder(images)
-            with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16"):
+            with job.autocast():
                 found = train_step.rates([encoded, *network(encoded).values()])
         del encoded
 

@@ -132,17 +132,13 @@ def main() -> None:
     images, labels = train_step.images_and_labels(job.batch)
     x = train_step.frames(images, job.steps)
     optimizer = torch.optim.AdamW(network.parameters(), train_step.LEARNING_RATE)
-
-    def precision() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16")
-
-    with torch.no_grad(), precision():
+    with torch.no_grad(), job.autocast():
         found = train_step.rates([x, *forward(x)])
 
     def step() -> float:
         optimizer.zero_grad()
         encoded = train_step.frames(images, job.steps)
-        with precision():
+        with job.autocast():
             rate = forward(encoded)[-1].float().mean(dim=0)
             loss = nn.functional.cross_entropy(train_step.LOSS_GAIN * rate, labels, reduction="sum")
         loss.backward()

@@ -142,7 +142,7 @@ def step_rows(bench: Bench, networks: list[str]) -> Iterator[Row]:
         jobs = {(name, precision): bench.job(network, name, precision=precision)
                 for precision in PRECISIONS for name in order}  # fmt: skip
         found = bench.in_turn(jobs)
-        times = {job: _values(rounds, "seconds") for job, rounds in found.items()}
+        times = {job: _seconds(rounds) for job, rounds in found.items()}
         for precision in PRECISIONS:
             _same_network(network, precision, found)
             slowest = _each_round(max, [times[name, precision] for name in HELD])
@@ -188,12 +188,8 @@ def _rates(found: dict[str, Any]) -> str:
     return ", ".join(f"{rate:.3f}" for rate in found["rates"])
 
 
-def _values(rounds: list[dict[str, Any]], key: str) -> list[float]:
-    return [each[key] for each in rounds]
-
-
 def _seconds(rounds: list[dict[str, Any]]) -> list[float]:
-    return _values(rounds, "seconds")
+    return [each["seconds"] for each in rounds]
 
 
 def _time_row(what: str, network: str, ours: list[float], other: list[float], must: float | None = None) -> Row:

@@ -55,6 +55,10 @@ class Job:
     precision: str = "float32"
     eager: bool = False
 
+    def autocast(self) -> torch.autocast:
+        """What forward passes run under: bfloat16 where that is the precision."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+
     @classmethod
     def from_arguments(cls) -> "Job":
         """The job that a process was started with, and its number of threads set."""

@@ -217,41 +217,6 @@ def _narrow_of(value, like):  # type: ignore[no-untyped-def]
     return lambda value, like: value
 
 
-def _exponential(y):  # type: ignore[no-untyped-def]
-    """e^y for -8 <= y <= 0, without branches."""
-
-
-@overload(_exponential, jit_options={"fastmath": {"contract"}})
-def _exponential_of(y):  # type: ignore[no-untyped-def]
-    # (e^(y/16))^16 by a series; the terms left out are below a unit in the last place
-    if y == types.float32:
-        c7, c6, c5, c4, c3, half = (np.float32(1 / math.factorial(k)) for k in (7, 6, 5, 4, 3, 2))
-        one, sixteenth = np.float32(1), np.float32(0.0625)
-
-        def short(y):  # type: ignore[no-untyped-def]
-            x = y * sixteenth
-            series = one + x * (one + x * (half + x * (c3 + x * (c4 + x * (c5 + x * (c6 + x * c7))))))
-            series *= series
-            series *= series
-            series *= series
-            return series * series
-
-        return short
-    d = [1 / math.factorial(k) for k in range(14)]
-    d2, d3, d4, d5, d6, d7, d8, d9, d10, d11, d12, d13 = d[2:]
-
-    def long(y):  # type: ignore[no-untyped-def]
-        x = y * 0.0625
-        high = d7 + x * (d8 + x * (d9 + x * (d10 + x * (d11 + x * (d12 + x * d13)))))
-        series = 1.0 + x * (1.0 + x * (d2 + x * (d3 + x * (d4 + x * (d5 + x * (d6 + x * high))))))
-        series *= series
-        series *= series
-        series *= series
-        return series * series
-
-    return long
-
-
 def _hyperbolic_cosine(y):  # type: ignore[no-untyped-def]
     """2 cosh(y / 2) for 0 <= y <= 8, without branches."""
 
@@ -478,12 +443,16 @@ def _level(u, e, place, n, cost, constants, threshold, how, setting, p, trace, s
 
 
 @jit
+def _reset(p, threshold, soft):  # type: ignore[no-untyped-def]
+    """The membrane that a step leaves behind."""
+    return soft * (p - threshold) if p > threshold else p
+
+
+@jit
 def _membranes(u, last, voltage_keep, threshold, soft, p):  # type: ignore[no-untyped-def]
     """p of one step from that of the last one."""
     for i in range(u.shape[0]):
-        before = last[i]
-        v = soft * (before - threshold) if before > threshold else before
-        p[i] = voltage_keep * v + u[i]
+        p[i] = voltage_keep * _reset(last[i], threshold, soft) + u[i]
 
 
 @jit
@@ -492,9 +461,7 @@ def _simulate(u, last, trace_before, constants, threshold, soft, p, trace):  # t
     current_keep, gain, voltage_keep = constants[0], constants[1], constants[2]
     zero = gain - gain
     for i in range(u.shape[0]):
-        before = last[i]
-        v = soft * (before - threshold) if before > threshold else before
-        m = voltage_keep * v + u[i]
+        m = voltage_keep * _reset(last[i], threshold, soft) + u[i]
         p[i] = m
         trace[i] = current_keep * trace_before[i] + (gain if m > threshold else zero)
 
@@ -512,9 +479,9 @@ def _csbp(u, last, p, e, e_later, trace, lam, constants, threshold, floor, facto
     voltage_keep, steepness, eight = constants[2], constants[6], constants[7]
     one = eight / eight
     for i in range(p.shape[0]):
-        m, before, after = p[i], last[i], lam[i]
+        m, after = p[i], lam[i]
         b = widen(e[i]) + cost
-        rise = m - (soft * (before - threshold) if before > threshold else before)
+        rise = m - _reset(last[i], threshold, soft)
         time_error = next_one * (widen(e_later[i]) + cost) - b - after * (hard * u[i] + lost)
         at_spike = soft * after - time_error * (one / max(rise, floor))
         found = at_spike if m > threshold else after
@@ -561,11 +528,11 @@ def _slopes(p, threshold, surrogate, inverse, constants, slope):  # type: ignore
             slope[i] = inverse / (one + z * z)
     else:
         for i in range(n):
-            # in four parts, for the series holds to e^-8; beyond e^-32 nothing is left
-            series = _exponential(-min(abs(p[i] - threshold) * inverse * half * half, eight))
-            series *= series
-            series *= series
-            slope[i] = inverse * series / ((one + series) * (one + series))
+            # 2 cosh(2 z) = (2 cosh(z))^2 - 2 twice, for the series holds to 8; beyond 32 nothing is left
+            double = _hyperbolic_cosine(min(abs(p[i] - threshold) * inverse * half * half, eight))
+            double = double * double - one - one
+            double = double * double - one - one
+            slope[i] = inverse / (double * double)
 
 
 @contracted
