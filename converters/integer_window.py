@@ -19,7 +19,8 @@ from spikeport.models.loihi_integers import (
     IntegerState,
     integer_step,
 )
-from spikeport.models.rules.window_compiled import in_blocks
+from spikeport.models.rules.window_compiled import block_size
+from spikeport.models.threads import in_spans
 
 LIMIT = float(STATE_LIMIT)
 INPUT_UNIT = float(1 << INPUT_SHIFT)
@@ -62,11 +63,13 @@ def run_window(a: torch.Tensor, bias: torch.Tensor, neurons: IntegerNeurons, mem
     level, shift = (_by_neuron(values, a) for values in (neurons.vth << THRESHOLD_SHIFT, bias))
     inputs, outputs = a.detach().view(len(a), -1).numpy(), out.view(len(a), -1).numpy()
 
-    def work(start: int, stop: int, block: int) -> None:
+    block = block_size(len(a))
+
+    def work(start: int, stop: int) -> None:
         for first in range(start, stop, block):
             _window(inputs, first, min(first + block, stop), size, constants, level, shift, membranes, outputs)
 
-    in_blocks(work, inputs.shape)
+    in_spans(work, inputs.shape[1], block)
     return out
 
 

@@ -176,16 +176,14 @@ class SpikingNetwork(TrainableNetwork):
             if not isinstance(node, Neurons):
                 values[node.name] = self._linear(node, inputs, masks)
             elif pool := pooled.get(node.name):
-                currents = _over_time(inputs[0], steps)
-                values[pool.name] = self._rule_of(node).pooled(currents, node.neuron, pool.pooling)
+                values[pool.name] = self._rule_of(node).pooled(inputs[0], node.neuron, pool.pooling, steps)
             else:
-                currents = _over_time(inputs[0], steps)
                 if node.integrates:
                     # a sum over the window, and what the loss reads: never in a reduced precision
-                    wide = torch.promote_types(currents.dtype, torch.float32)
-                    out = integrate(currents.to(wide), node.neuron)
+                    wide = torch.promote_types(inputs[0].dtype, torch.float32)
+                    out = integrate(inputs[0].to(wide).expand(steps, *inputs[0].shape[1:]), node.neuron)
                 else:
-                    out = self._rule_of(node)(currents, node.neuron)
+                    out = self._rule_of(node)(inputs[0], node.neuron, steps)
                 values[node.name] = found[node.name] = out
             for name in self._spent[node.name]:
                 del values[name]
@@ -282,16 +280,6 @@ def _without_bias(module: nn.Conv2d | nn.Linear) -> nn.Module:
     if module.bias is not None:
         nn.init.zeros_(module.bias)
     return module
-
-
-def _over_time(currents: torch.Tensor, steps: int) -> torch.Tensor:
-    """Currents of one step, where there is only one, at every step; in the order in which they lie in memory."""
-    if currents.shape[0] == steps:
-        return currents
-    if currents.dim() != 5:
-        return currents.expand(steps, *currents.shape[1:]).contiguous()
-    last = currents.movedim(2, 4)
-    return last.expand(steps, *last.shape[1:]).contiguous().movedim(4, 2)
 
 
 def _zero_valued(x: torch.Tensor) -> torch.Tensor:

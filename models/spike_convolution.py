@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from spikeport.models.rules.window_compiled import jit
+from spikeport.models.rules.window_loops import jit
 from spikeport.models.threads import in_spans
 
 LANES = 16

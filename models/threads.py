@@ -3,6 +3,8 @@
 Torch's operations run on the threads of its OpenMP library, which wait for the next one in a busy loop. Threads of
 another pool would have to share the cores with those that wait, so ours are borrowed from that library where it is
 libgomp or can stand for it (torch's wheels for Linux have it); elsewhere they are Python's.
+
+A task is machine code alone: its threads never wait for Python's lock.
 """
 
 import ctypes
@@ -25,11 +27,10 @@ def in_spans(work: Callable[[int, int], None], size: int, block: int) -> None:
 
     Raises the first error that `work` raises.
     """
-    threads = min(torch.get_num_threads(), -(-size // block))
-    if threads <= 1:
+    threads, share = spans(size, block)
+    if threads == 1:
         work(0, size)
         return
-    share = -(-size // (SPANS * threads * block)) * block
     starts = range(0, size, share)
     tickets = count()
     errors: list[BaseException] = []
@@ -51,6 +52,26 @@ def in_spans(work: Callable[[int, int], None], size: int, block: int) -> None:
             helper.result()
     if errors:
         raise errors[0]
+
+
+def run_task(task: Any, data: int, threads: int) -> None:
+    """Run a C function (a Numba cfunc) on so many threads at once, each with the address of the same data."""
+    function = _TASK(task.address)
+    if threads == 1:
+        function(data)
+    elif parallel := _openmp():
+        parallel(function, data, threads, 0)
+    else:
+        helpers = [_pool(threads - 1).submit(function, data) for _ in range(threads - 1)]
+        function(data)
+        for helper in helpers:
+            helper.result()
+
+
+def spans(size: int, block: int) -> tuple[int, int]:
+    """Threads for 0..size, and how much of it, in whole blocks, one of them takes at once."""
+    threads = max(1, min(torch.get_num_threads(), -(-size // block)))
+    return threads, size if threads == 1 else -(-size // (SPANS * threads * block)) * block
 
 
 @cache

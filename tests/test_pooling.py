@@ -117,6 +117,25 @@ def test_elsewhere_the_spikes_are_pooled_afterwards(rule: Rule, dtype: torch.dty
     assert torch.equal(found, pooling(rule(x, CubaLIF())))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_image_that_stands_for_all_steps(dtype: torch.dtype, layout: str) -> None:
+    x = LAYOUTS[layout](random_window(0, 1, 2, 3, 6, 8)[0].abs().to(dtype)).requires_grad_()
+    pooling = Pooling((2, 2), (2, 2))
+    found = CSBP().pooled(x, CubaLIF(), pooling, 5)
+    assert is_one_pass(found)
+    alone = x.detach().clone().requires_grad_()
+    expected = pooling(CSBP()(alone, CubaLIF(), 5))
+    assert found.shape == (5, 2, 3, 3, 4)
+    assert expected.any()
+    assert torch.equal(found, expected)
+    errors = random_window(1, *expected.shape)[1].to(dtype)
+    (gradient,) = torch.autograd.grad(found, x, errors)
+    (reference,) = torch.autograd.grad(expected, alone, errors)
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient, reference, rtol=rounding, atol=rounding)
+
+
 def test_no_image_at_all() -> None:
     x = torch.zeros(3, 0, 2, 4, 4, requires_grad=True)
     found = CSBP().pooled(x, CubaLIF(), Pooling((2, 2), (2, 2)))

@@ -2,10 +2,13 @@
 
 import threading
 
+import numba
+import numpy as np
 import pytest
 import torch
 
 from spikeport.models import threads
+from spikeport.models.rules import window_loops
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,21 @@ def test_torch_counts_on_the_same_threads_afterwards():
     threads.in_spans(lambda start, stop: None, 64, 1)
     assert torch.get_num_threads() == 2
     torch.testing.assert_close(x @ x, before, rtol=0, atol=0)
+
+
+@numba.cfunc(numba.types.void(numba.types.CPointer(numba.types.int64)))
+def counting(data):
+    """Adds one to the number that data points to."""
+    window_loops._add_at(numba.carray(data, 1)[0], 1)
+
+
+@pytest.mark.parametrize("borrowed", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_task_runs_once_on_each_thread(monkeypatch, borrowed, count):
+    if not borrowed:
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    counter = np.zeros(1, np.int64)
+    data = np.array([counter.ctypes.data])
+    for rounds in range(1, 200):
+        threads.run_task(counting, data.ctypes.data, count)
+        assert counter[0] == rounds * count

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rule_windows import three_threads  # noqa: F401
 
 from spikeport.models.cuba_lif import CubaLIF, Window, filter_spikes, fire
-from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP, window_compiled
+from spikeport.models.rules import CSBP, MLF, STBP, TSSL, RateBP, Rule, SpikeBP, window_compiled, window_loops
 from spikeport.models.rules.spike_bp import FORGOTTEN
 
 pytestmark = pytest.mark.oracle
@@ -235,8 +235,8 @@ def test_populations_around_the_boundaries_of_blocks(blocks: int, difference: in
 @EACH_RULE
 def test_populations_around_the_boundaries_of_tiles(name: str) -> None:
     steps = 5
-    tile = window_compiled.TILE_VALUES // (steps + 1)
-    assert window_compiled.SMALLEST_TILE < tile < window_compiled.BLOCK_VALUES // steps
+    tile = window_loops.TILE_VALUES // (steps + 1)
+    assert window_loops.SMALLEST_TILE < tile < window_compiled.BLOCK_VALUES // steps
     for size in (tile - 1, tile + 1, 3 * tile + 7):
         assert_agree(*busy(name, steps, size), *BUSY[name][::-1])
 
@@ -248,3 +248,33 @@ def test_many_small_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_compiled, "SMALLEST_TILE", 64)
     for size in (63, 64, 65, 1000):
         assert_agree(*busy(name, 5, size), *BUSY[name][::-1])
+
+
+@pytest.mark.parametrize("kept", [window_loops.SMALLEST_TILE - 1, 3 * window_loops.SMALLEST_TILE + 5])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@EACH_RULE
+def test_one_step_that_stands_for_all(name: str, dtype: torch.dtype, kept: int) -> None:
+    rule, neuron = BUSY[name]
+    x, errors = busy(name, 6, kept, dtype=dtype)
+    first = x[:1].abs()
+    spikes, found = gradient(first.expand_as(x), errors, neuron, rule)
+    assert bool(spikes.any())
+    expected = found.double().sum(dim=0, keepdim=True)
+    largest = found.double().abs().sum(dim=0, keepdim=True)
+    for kind in (rule, eager(rule))[: 1 if dtype == torch.bfloat16 else 2]:  # eager windows compute in bfloat16
+        alone = first.clone().requires_grad_()
+        out = kind(alone, neuron, 6)
+        assert torch.equal(out, spikes)
+        out.backward(errors)
+        assert alone.grad is not None
+        assert alone.grad.dtype == dtype
+        assert alone.grad.shape == first.shape
+        # in bfloat16 each step of the window of all steps is rounded
+        assert bool(((alone.grad.double() - expected).abs() <= TOLERANCES[dtype] * (largest + 1e-3)).all())
+
+
+def test_a_window_that_was_not_finished_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of machine code cannot raise; it says how many neurons it has done."""
+    monkeypatch.setattr(window_compiled, "run_task", lambda *_: None)
+    with pytest.raises(MemoryError):
+        CSBP()(torch.ones(3, 5), CubaLIF())

@@ -33,23 +33,24 @@ class Rule(ABC):
     eager: bool = field(default=False, kw_only=True)
     spike_cost: float = field(default=0.0, kw_only=True)
 
-    def __call__(self, x: torch.Tensor, neuron: CubaLIF) -> torch.Tensor:
-        """Spikes of a window, of x's shape (steps, batch, ...), with the rule as their backward pass.
+    def __call__(self, x: torch.Tensor, neuron: CubaLIF, steps: int | None = None) -> torch.Tensor:
+        """Spikes of a window (steps, batch, ...), with the rule as their backward pass.
 
-        x: weighted sums of input spikes. A multi-level neuron sends 0..K, the sum of its levels.
+        x: weighted sums of input spikes, (steps, batch, ...), or (1, batch, ...), the same at each of `steps`. A
+        multi-level neuron sends 0..K, the sum of its levels.
         """
-        spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, None)
+        spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, steps or len(x), None)
         return spikes
 
-    def pooled(self, x: torch.Tensor, neuron: CubaLIF, pooling: Pooling) -> torch.Tensor:
+    def pooled(self, x: torch.Tensor, neuron: CubaLIF, pooling: Pooling, steps: int | None = None) -> torch.Tensor:
         """Pooled spikes (steps, batch, channels, ...) of a window of images x (steps, batch, channels, height, width).
 
         The same as pooling the spikes of the window; in one pass where that is compiled.
         """
         if _fused(x, self) is window_compiled and window_compiled.pools(x, pooling) and not self.rate_level:
-            spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, pooling)
+            spikes: torch.Tensor = _RuleWindow.apply(x, neuron, self, steps or len(x), pooling)
             return spikes
-        return pooling(self(x, neuron))
+        return pooling(self(x, neuron, steps))
 
     @abstractmethod
     def current_errors(
@@ -68,14 +69,18 @@ class Rule(ABC):
     def window_errors(
         self, x: torch.Tensor, spike_errors: torch.Tensor, neuron: CubaLIF, pooling: Pooling | None = None
     ) -> torch.Tensor:
-        """The backward pass of a window: `input_errors` with the cost of spikes, fused where that can be."""
-        if pooling:
+        """The backward pass of a window, dL/dx in x's shape: `input_errors` with the cost of spikes, fused where that
+        can be."""
+        fused = None if self.rate_level else _fused(x, self)
+        if fused is window_compiled:
             return window_compiled.backward(x, spike_errors, neuron, self, pooling)
-        if (fused := _fused(x, self)) and not self.rate_level:
-            errors: torch.Tensor = fused.backward(x, spike_errors, neuron, self)
-            return errors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if len(x) < len(spike_errors):
+            at_each = self.window_errors(_at_each_step(x, len(spike_errors)), spike_errors, neuron)
+            return at_each.sum(dim=0, keepdim=True, dtype=wide).to(x.dtype)
+        if fused:
+            return window_triton.backward(x, spike_errors, neuron, self)
         if self.spike_cost:  # in bfloat16 a small cost would be lost beside the error
-            wide = torch.promote_types(spike_errors.dtype, torch.float32)
             spike_errors = spike_errors.to(wide) + self.spike_cost
         return self.input_errors(x, spike_errors, neuron).to(x.dtype)
 
@@ -87,23 +92,32 @@ class _RuleWindow(torch.autograd.Function):
     """With `pooling`, only where the compiled windows take it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule, pooling: Pooling | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, neuron: CubaLIF, rule: Rule, steps: int, pooling: Pooling | None
+    ) -> torch.Tensor:
         ctx.neuron, ctx.rule, ctx.pooling = neuron, rule, pooling
         ctx.save_for_backward(x)
-        if pooling:
-            return window_compiled.forward(x, neuron, pooling)
-        if fused := _fused(x, rule):
-            return fused.forward(x, neuron)
+        fused = _fused(x, rule)
+        if fused is window_compiled:
+            return window_compiled.forward(x, neuron, steps, pooling)
+        x = _at_each_step(x, steps)
+        if fused:
+            return window_triton.forward(x, neuron)
         current = filter_spikes(x, neuron.tau_syn)
-        spikes = torch.zeros_like(x)
+        spikes = torch.zeros_like(current)
         for threshold in neuron.thresholds:
             spikes += fire(current, neuron, threshold).spikes
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (x,), rule = ctx.saved_tensors, ctx.rule
-        return rule.window_errors(x, gradients[0], ctx.neuron, ctx.pooling), None, None, None
+        return rule.window_errors(x, gradients[0], ctx.neuron, ctx.pooling), None, None, None, None
+
+
+def _at_each_step(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """(steps, ...) from that or (1, ...)."""
+    return x.expand(steps, *x.shape[1:])
 
 
 def _fused(x: torch.Tensor, rule: Rule) -> ModuleType | None:

@@ -123,8 +123,12 @@ def _in_rows(x: torch.Tensor) -> torch.Tensor:
 
     The kernels then see (steps, neurons), the neurons in their order in memory: channels_last needs no copy.
     """
-    dense = torch.empty_like(x).stride() == x.stride()  # torch keeps the strides of these alone
-    return x if dense and (len(x) == 1 or x.stride(0) == x[0].numel()) else x.contiguous()
+    one = x[0]
+    if torch.empty_like(one).stride() != one.stride():  # torch keeps the strides of dense tensors alone
+        return x.contiguous()
+    if len(x) == 1 or x.stride(0) == one.numel():
+        return x
+    return x.new_empty_strided(x.shape, (one.numel(), *one.stride())).copy_(x)
 
 
 def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], per_thread: int, *constants: Any) -> None:
