@@ -38,6 +38,7 @@ WINDOW = (15, 24, 24)
 
 def recipe(job: Job) -> Recipe:
     """The network of a job under one of our rules."""
+    encoder = train_step.ENCODERS[job.network]
     return Recipe.model_validate(
         {
             "name": job.network,
@@ -49,6 +50,7 @@ def recipe(job: Job) -> Recipe:
                 "tau_syn": 1.0,  # as the peers' neurons; ours run the filter all the same
                 "threshold": train_step.THRESHOLD,
             },
+            "encoder": {"name": encoder, "message_bits": train_step.MESSAGE_BITS if encoder == "graded" else 1},
             "rule": {"name": job.variant},
             "loss": {"name": "rate_cross_entropy", "gain": train_step.LOSS_GAIN},
             "training": {
@@ -83,7 +85,7 @@ def train(job: Job) -> dict[str, Any]:
                 weight.copy_(first)
             encoded = training.encoder(images)
             with job.autocast():
-                found = train_step.rates([encoded, *network(encoded).values()])
+                found = train_step.rates([encoded * network.input_unit, *network(encoded).values()])
         del encoded
 
         def step() -> None:

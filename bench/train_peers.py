@@ -40,7 +40,10 @@ def maps(layer: Layer, weight: torch.Tensor) -> list[nn.Module]:
 
 
 def snntorch(job: Job) -> tuple[Network, nn.Module]:
-    """Leaky neurons, one time step of the whole network after the other, as in snnTorch's tutorials."""
+    """Leaky neurons, one time step of the whole network after the other, as in snnTorch's tutorials.
+
+    "snntorch once" takes frames that are the same at every step through the first weights once, outside the loop.
+    """
     import snntorch
     from snntorch import surrogate
 
@@ -62,9 +65,11 @@ def snntorch(job: Job) -> tuple[Network, nn.Module]:
     def forward(x: torch.Tensor) -> list[torch.Tensor]:
         membranes = [neuron.reset_mem() for neuron in neurons]
         fired: list[list[torch.Tensor]] = [[] for _ in neurons]
+        first = linear[0](x[0]) if job.variant == "snntorch once" else None
         for spikes in x:
             for index, neuron in enumerate(neurons):
-                spikes, membranes[index] = neuron(linear[index](spikes), membranes[index])
+                current = linear[index](spikes) if index or first is None else first
+                spikes, membranes[index] = neuron(current, membranes[index])
                 fired[index].append(spikes)
         return [torch.stack(each) for each in fired]
 
@@ -130,14 +135,14 @@ def main() -> None:
     package = job.variant.split()[0]
     forward, network = (snntorch if package == "snntorch" else spikingjelly)(job)
     images, labels = train_step.images_and_labels(job.batch)
-    x = train_step.frames(images, job.steps)
+    x = train_step.frames(images, job)
     optimizer = torch.optim.AdamW(network.parameters(), train_step.LEARNING_RATE)
     with torch.no_grad(), job.autocast():
         found = train_step.rates([x, *forward(x)])
 
     def step() -> float:
         optimizer.zero_grad()
-        encoded = train_step.frames(images, job.steps)
+        encoded = train_step.frames(images, job)
         with job.autocast():
             rate = forward(encoded)[-1].float().mean(dim=0)
             loss = nn.functional.cross_entropy(train_step.LOSS_GAIN * rate, labels, reduction="sum")

@@ -31,10 +31,21 @@ PEAK_RESET = Path("/proc/self/clear_refs")
 ARCHITECTURES = {
     "mnist": "15C5-P2-40C5-P2-300-10",
     "fashion-fc": "400-400-10",
+    "fashion-fc, rate": "400-400-10",
     "fashion-cnn": "32C5p2-P2-64C5p2-P2-1024-10",
 }
 
-GAINS = {"mnist": (1.0, 1.0, 1.0, 1.0), "fashion-fc": (1.2, 2.0, 2.5), "fashion-cnn": (1.2, 1.1, 1.0, 2.0)}
+ENCODERS = {"mnist": "rate", "fashion-fc": "graded", "fashion-fc, rate": "rate", "fashion-cnn": "graded"}
+"""How the images of a network become spikes: as its recipe has it, and for one network in the other way as well."""
+MESSAGE_BITS = 4
+"""Of graded spikes."""
+
+GAINS = {
+    "mnist": (1.0, 1.0, 1.0, 1.0),
+    "fashion-fc": (1.2, 2.0, 2.5),
+    "fashion-fc, rate": (1.2, 2.0, 2.5),
+    "fashion-cnn": (1.2, 1.1, 1.0, 2.0),
+}
 """Deviation of a layer's first weights times the square root of its fan-in; about a tenth of each layer fires."""
 
 
@@ -112,9 +123,15 @@ def images_and_labels(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(lit, grey, 0.0), torch.randint(CLASSES, (batch,), generator=draws)
 
 
-def frames(images: torch.Tensor, steps: int) -> torch.Tensor:
-    """Rate-encoded spikes (steps, batch, ...): a value p fires round(p steps) times, evenly spread."""
-    ticks = torch.arange(steps + 1, dtype=images.dtype).view(-1, *[1] * images.dim())
+def frames(images: torch.Tensor, job: Job) -> torch.Tensor:
+    """Spikes of a window (steps, batch, ...).
+
+    rate: a value p fires round(p steps) times, evenly spread. graded: the value, of MESSAGE_BITS, at every step.
+    """
+    if ENCODERS[job.network] == "graded":
+        levels = (1 << MESSAGE_BITS) - 1
+        return ((images * levels).round() / levels).expand(job.steps, *images.shape)
+    ticks = torch.arange(job.steps + 1, dtype=images.dtype).view(-1, *[1] * images.dim())
     counts = torch.floor(ticks * images + 0.5)
     return counts[1:] - counts[:-1]
 
