@@ -45,7 +45,7 @@ bench-onnx: setup ## accuracy of a converted ANN against the number of steps; ex
 	$(BIN)/python bench/onnx_accuracy.py --json docs/onnx-accuracy.json --plot docs/onnx-accuracy.png
 
 bench-train: setup setup-interop ## the trainer beside snnTorch and SpikingJelly; exit status 1 where a must is missed
-	$(BIN)/python bench/train_speed.py --json docs/train-speed.json --plot docs/train-speed.png
+	$(BIN)/python bench/train_speed.py --store docs/train-speed
 
 bench-quantization: setup ## accuracy and spikes at 8 to 2 bits of trained runs; exit status 1 where a must is missed
 	$(BIN)/python bench/quantization.py

@@ -40,7 +40,7 @@ def maps(layer: Layer, weight: torch.Tensor) -> list[nn.Module]:
 
 
 def snntorch(job: Job) -> tuple[Network, nn.Module]:
-    """Leaky neurons, one time step of the whole network after the other, as in snnTorch's tutorials.
+    """Leaky neurons, one time step of the whole network after the other, as in snnTorch's examples.
 
     "snntorch once" takes frames that are the same at every step through the first weights once, outside the loop.
     """
@@ -80,6 +80,7 @@ def spikingjelly(job: Job) -> tuple[Network, nn.Module]:
     """LIFNode over all steps at once. It has no choice of a backend since 2.0: the device and the surrogate decide.
 
     "spikingjelly rectangle" has our surrogate, "spikingjelly triangle" the nearest one among those of its own operator.
+    Frames that are the same at every step go through the first weights once.
     """
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
@@ -102,7 +103,11 @@ def spikingjelly(job: Job) -> tuple[Network, nn.Module]:
     def forward(x: torch.Tensor) -> list[torch.Tensor]:
         functional.reset_net(network)
         fired = []
-        for part in network:
+        for index, part in enumerate(network):
+            if index == 0 and x.stride(0) == 0:
+                once = part(x[:1])
+                x = once.expand(job.steps, *once.shape[1:])
+                continue
             x = part(x)
             if isinstance(part, neuron.LIFNode):
                 fired.append(x)

@@ -3,13 +3,13 @@
 Every network trains from the same weights on the same spikes, encoded as its recipe has it, with the same neuron,
 batch, precision, optimizer and number of threads; the firing rates of all populations are compared before a time is
 used. Each timing is a process of its own. Processes take turns, and a ratio is the median of the ratios of neighbouring
-ones. Prints a table, writes it as JSON and draws the curves. Exit status 1 where a must is missed, 2 where a peer is
-not there or cannot be compared.
+ones. Prints a table, and stores it with the curves and everything measured. Exit status 1 where a must is missed, 2
+where a peer is not there or cannot be compared.
 
 Both sides train in bfloat16 (torch.autocast) and in float32. The musts are of bfloat16, which all recipes train in; the
 ratios in float32, and against a peer in whichever precision is faster for it, stand beside them. So do the ratios of
-one network on binary spikes instead of graded ones, and those against a peer that takes graded frames, the same at
-every step, through the first layer once, as ours does by itself.
+one network on binary spikes instead of graded ones, and those against snnTorch with the first layer taken out of its
+loop: graded frames are the same at every step, and ours (and SpikingJelly here) takes them through that layer once.
 """
 
 import argparse
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from train_step import ARCHITECTURES, ENCODERS, PEAK_RESET, Job
 
-from spikeport.models.files import write_json
+from spikeport.models.files import write_json, write_text
 
 K = TypeVar("K", bound=Hashable)
 
@@ -311,6 +311,49 @@ def show(rows: list[Row]) -> None:
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
+def peers_ran(measured: list[dict[str, Any]]) -> list[str]:
+    """What each peer's neurons ran, as sentences."""
+    found = []
+    for peer, name in NAMES.items():
+        ran = sorted({function for each in measured if each["variant"] == peer for function in each["ran"]})
+        if ran:
+            found.append(f"{name} ran {', '.join(ran)}.")
+    return found
+
+
+def markdown(rows: list[Row], described: dict[str, Any], notes: list[str]) -> str:
+    """The document of a run: what is compared, the table, and what ran."""
+    lines = []
+    for row in rows:
+        verdict = "" if row.must is None else "yes" if row.held else "**no**"
+        must = "" if row.must is None else f"{row.must:.3g}"
+        cells = (row.what, row.network, f"{row.ours:,.4g}", f"{row.other:,.4g}", row.unit, f"{row.ratio:,.3g}", must)
+        lines.append(f"| {' | '.join((*cells, verdict))} |")
+    table = "\n".join(lines)
+    machine_text = ", ".join(f"{key} {value}" for key, value in described.items())
+    return f"""# Speed of the trainer
+
+Written by `make bench-train`, which runs it again and exits with 1 where a must is missed. Machine: {machine_text}.
+
+A step is encoding, forward and backward pass, the gradient's norm and the optimizer, on {Job.batch} images. Both
+sides train the same network from the same weights on the same spikes, T = {Job.steps}, with the same number of
+threads, each process alone on the machine and in turn with the others. Ours is the slower of csbp and stbp where no
+rule is named; the peers train with BPTT and a rectangular or triangular surrogate. A ratio is the median of the
+rounds' ratios, and larger is better. MNIST has binary spikes, Fashion-MNIST graded ones, as the recipes have it:
+frames that are the same at every step. Our trainer takes them through the first layer once; so does SpikingJelly
+here, and snnTorch in the rows that say "first layer once", while its loop over the whole network, as in its examples,
+does so at every step. "fashion-fc, rate" is the network on binary spikes.
+
+![ratios with their musts, time and memory against T](train-speed.png)
+
+| what | network | ours | other | unit | ratio | must | held |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{table}
+
+{chr(10).join(f"- {note}" for note in notes)}
+"""
+
+
 def machine(bench: Bench) -> dict[str, Any]:
     """What the figures belong to; the load is of before the run."""
     import torch
@@ -333,8 +376,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of every process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each timing")
     parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    parser.add_argument("--json", type=Path, help="write the rows and everything measured here")
-    parser.add_argument("--plot", type=Path, help="draw the curves here")
+    parser.add_argument("--store", type=Path, help="write PATH.json, PATH.md and PATH.png", metavar="PATH")
     options = parser.parse_args()
     if not PEAK_RESET.exists():
         parser.error("the memory of a step can be measured on Linux alone")
@@ -354,19 +396,19 @@ def main() -> int:
         print(f"bench-train: {error}", file=sys.stderr)
         return 2
     show(rows)
-    for peer, name in NAMES.items():
-        ran = {function for each in bench.measured if each["variant"] == peer for function in each["ran"]}
-        print(f"{name} ran {', '.join(sorted(ran))}")
-    code = [each["code_mib"] for each in bench.measured if "code_mib" in each]
-    size = statistics.median(code)
-    print(f"The machine code of the compiled windows takes {size:.0f} MiB once, in every peak of ours, eager ones too.")
-    print("Memory of a step is the peak beyond libraries, weights and input.")
-    if options.json:
+    code = statistics.median(each["code_mib"] for each in bench.measured if "code_mib" in each)
+    notes = [
+        *peers_ran(bench.measured),
+        f"The machine code of the compiled windows takes {code:.0f} MiB once, in every peak of ours, eager ones too.",
+        "Memory of a step is the peak beyond libraries, weights and input.",
+    ]
+    print("\n".join(notes))
+    if options.store:
         lines = [asdict(row) | {"held": row.held} for row in rows]
         found = {"machine": described, "rows": lines, "growth": points, "measured": bench.measured}
-        write_json(options.json, found)
-    if options.plot:
-        draw(rows, points, options.plot)
+        write_json(options.store.with_suffix(".json"), found)
+        write_text(options.store.with_suffix(".md"), markdown(rows, described, notes))
+        draw(rows, points, options.store.with_suffix(".png"))
     # says by itself where there is no GPU
     gpu = subprocess.run([sys.executable, str(HERE / "gpu_windows.py")], check=False)
     return 0 if all(row.held for row in rows) and gpu.returncode == 0 else 1
