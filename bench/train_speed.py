@@ -51,7 +51,7 @@ NAMES = {
 }
 PRECISIONS = ("bfloat16", "float32")
 """The musts are of the first."""
-REPORTED = ("fashion-fc, rate",)
+REPORTED = ("fashion-fc-rate",)
 """Networks without a must: no recipe has their encoder."""
 
 GROWTH_STEPS = (5, 10, 20, 50, 100)
@@ -342,7 +342,7 @@ rule is named; the peers train with BPTT and a rectangular or triangular surroga
 rounds' ratios, and larger is better. MNIST has binary spikes, Fashion-MNIST graded ones, as the recipes have it:
 frames that are the same at every step. Our trainer takes them through the first layer once; so does SpikingJelly
 here, and snnTorch in the rows that say "first layer once", while its loop over the whole network, as in its examples,
-does so at every step. "fashion-fc, rate" is the network on binary spikes.
+does so at every step. fashion-fc-rate is the network on binary spikes.
 
 ![ratios with their musts, time and memory against T](train-speed.png)
 

@@ -31,11 +31,11 @@ PEAK_RESET = Path("/proc/self/clear_refs")
 ARCHITECTURES = {
     "mnist": "15C5-P2-40C5-P2-300-10",
     "fashion-fc": "400-400-10",
-    "fashion-fc, rate": "400-400-10",
+    "fashion-fc-rate": "400-400-10",
     "fashion-cnn": "32C5p2-P2-64C5p2-P2-1024-10",
 }
 
-ENCODERS = {"mnist": "rate", "fashion-fc": "graded", "fashion-fc, rate": "rate", "fashion-cnn": "graded"}
+ENCODERS = {"mnist": "rate", "fashion-fc": "graded", "fashion-fc-rate": "rate", "fashion-cnn": "graded"}
 """How the images of a network become spikes: as its recipe has it, and for one network in the other way as well."""
 MESSAGE_BITS = 4
 """Of graded spikes."""
@@ -43,7 +43,7 @@ MESSAGE_BITS = 4
 GAINS = {
     "mnist": (1.0, 1.0, 1.0, 1.0),
     "fashion-fc": (1.2, 2.0, 2.5),
-    "fashion-fc, rate": (1.2, 2.0, 2.5),
+    "fashion-fc-rate": (1.2, 2.0, 2.5),
     "fashion-cnn": (1.2, 1.1, 1.0, 2.0),
 }
 """Deviation of a layer's first weights times the square root of its fan-in; about a tenth of each layer fires."""
