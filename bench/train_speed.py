@@ -163,7 +163,7 @@ def step_rows(bench: Bench, networks: list[str]) -> Iterator[Row]:
                 what = f"training step in {precision} under {rule}, against the fastest peer"
                 yield _time_row(what, network, times[rule, precision], fastest)
             for peer in peers:
-                what = f"memory of a step in {precision}, against {NAMES[peer]}"
+                what = f"peak memory in {precision}, against {NAMES[peer]}"
                 yield _memory_row(what, network, found["csbp", precision], found[peer, precision])
         slowest = _each_round(max, [times[name, PRECISIONS[0]] for name in HELD])
         for peer in peers:
@@ -209,8 +209,8 @@ def _time_row(what: str, network: str, ours: list[float], other: list[float], mu
 
 
 def _memory_row(what: str, network: str, ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> Row:
-    """Peaks beyond what the processes held before the first step: libraries, weights and input."""
-    a, b = (statistics.median(each["peak_mib"] - each["before_mib"] for each in rounds) for rounds in (ours, other))
+    """Peaks of whole processes. What a step alone takes cannot be told: ours keeps what earlier passes have freed."""
+    a, b = (statistics.median(each["peak_mib"] for each in rounds) for rounds in (ours, other))
     return Row(what, network, a, b, "MiB", b / a)
 
 
@@ -233,14 +233,14 @@ def growth_rows(bench: Bench, all_steps: tuple[int, ...], points: list[dict[str,
         rules = [*HELD, *(["rate_bp"] if steps in rates else [])]
         found = bench.in_turn({rule: bench.job(network, rule, steps=steps) for rule in rules})
         for rule, rounds in found.items():
-            memory = statistics.median(each["peak_mib"] - each["before_mib"] for each in rounds)
+            memory = statistics.median(each["peak_mib"] for each in rounds)
             points.append({"rule": rule, "steps": steps, "seconds": statistics.median(_seconds(rounds)),
-                           "step_mib": memory})  # fmt: skip
+                           "peak_mib": memory})  # fmt: skip
         if "rate_bp" in found:
             name = f"{network}, T = {steps}"
             ours, other = found["rate_bp"], found["stbp"]
             yield _time_row("rate_bp, against BPTT (claimed: about two)", name, _seconds(ours), _seconds(other))
-            yield _memory_row("memory of a step of rate_bp, against BPTT", name, ours, other)
+            yield _memory_row("peak memory under rate_bp, against BPTT", name, ours, other)
     for rule in HELD:
         times = [float(point["seconds"]) for point in points if point["rule"] == rule]
         yield _exponent_row(f"growth of a step with T under {rule}: exponent", network, all_steps, times)
@@ -259,7 +259,7 @@ def _exponent_row(what: str, network: str, all_steps: tuple[int, ...], times: li
 
 
 def draw(rows: list[Row], points: list[dict[str, float | str]], path: Path) -> None:
-    """Ratios of time with their musts, and time and memory of a step against T."""
+    """Ratios of time with their musts, and time of a step and peak memory against T."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -278,14 +278,14 @@ def draw(rows: list[Row], points: list[dict[str, float | str]], path: Path) -> N
         own = [point for point in points if point["rule"] == rule]
         x = [point["steps"] for point in own]
         time.plot(x, [point["seconds"] for point in own], "o--" if "window" in rule else "o-", label=rule)
-        if "step_mib" in own[0]:
-            memory.plot(x, [point["step_mib"] for point in own], "o-", label=rule)
+        if "peak_mib" in own[0]:
+            memory.plot(x, [point["peak_mib"] for point in own], "o-", label=rule)
     time.set(xscale="log", yscale="log", xlabel="T", ylabel="seconds, MNIST network, batch 100")
-    memory.set(xscale="log", yscale="log", xlabel="T", ylabel="memory of a step, MiB")
+    memory.set(xlabel="T", ylabel="peak memory of the process, MiB")
     ticks = sorted({int(point["steps"]) for point in points})
-    for axes in (time, memory):
-        axes.set_xticks(ticks, [str(steps) for steps in ticks])
-        axes.minorticks_off()
+    time.set_xticks(ticks, [str(steps) for steps in ticks])
+    time.minorticks_off()
+    memory.set_ylim(bottom=0)
     for axes in (ratios, time, memory):
         axes.grid(alpha=0.3)
     time.legend(fontsize=8)
@@ -344,7 +344,7 @@ frames that are the same at every step. Our trainer takes them through the first
 here, and snnTorch in the rows that say "first layer once", while its loop over the whole network, as in its examples,
 does so at every step. fashion-fc-rate is the network on binary spikes.
 
-![ratios with their musts, time and memory against T](train-speed.png)
+![ratios with their musts, time of a step and peak memory against T](train-speed.png)
 
 | what | network | ours | other | unit | ratio | must | held |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -379,7 +379,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="write PATH.json, PATH.md and PATH.png", metavar="PATH")
     options = parser.parse_args()
     if not PEAK_RESET.exists():
-        parser.error("the memory of a step can be measured on Linux alone")
+        parser.error("peaks of memory can be measured on Linux alone")
     bench = Bench(options.threads, options.rounds, 5, 15)
     all_steps = GROWTH_STEPS
     if options.quick:
@@ -400,7 +400,7 @@ def main() -> int:
     notes = [
         *peers_ran(bench.measured),
         f"The machine code of the compiled windows takes {code:.0f} MiB once, in every peak of ours, eager ones too.",
-        "Memory of a step is the peak beyond libraries, weights and input.",
+        "Peak memory is the most that a process held during its steps, libraries included; ours loads a compiler.",
     ]
     print("\n".join(notes))
     if options.store:

@@ -142,9 +142,8 @@ def rates(spikes: list[torch.Tensor]) -> list[float]:
 
 
 def measure(step: Callable[[], object], job: Job) -> dict[str, Any]:
-    """Median seconds of a step, and the memory of this process before the first one and at its peak, in MiB."""
+    """Median seconds of a step, and the most memory that this process held during all of them, in MiB."""
     PEAK_RESET.write_text("5", encoding="ascii")  # the peak of what came before the steps is none of theirs
-    before = memory_mib("VmRSS")
     times = []
     for _ in range(job.warm_up + job.counted):
         started = time.perf_counter()
@@ -152,7 +151,6 @@ def measure(step: Callable[[], object], job: Job) -> dict[str, Any]:
         times.append(time.perf_counter() - started)
     return {
         "seconds": statistics.median(times[job.warm_up :]),
-        "before_mib": before,
         "peak_mib": memory_mib("VmHWM"),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
