@@ -131,7 +131,7 @@ def train_until(moment, count):
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 window = torch.zeros(3, 1, 1)
 rule, neuron = test_resume.RECIPE.rule.build(), test_resume.RECIPE.network.neuron()
-window_compiled.forward(window, neuron)
+window_compiled.forward(window, neuron, len(window))
 window_compiled.backward(window, window, neuron, rule)
 for part, (moment, count) in enumerate(json.loads(sys.argv[3])):
     if not os.fork():
