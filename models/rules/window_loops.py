@@ -508,6 +508,13 @@ def _array(address, like, shape):  # type: ignore[no-untyped-def]
     return numba.carray(_pointer(address, like), shape)  # type: ignore[call-arg]
 
 
+@jit
+def _next_span(job):  # type: ignore[no-untyped-def]
+    """Start and stop of neurons that no thread has taken; the start is not below the size where none are left."""
+    start = _add_at(job.taken, 1) * job.span  # type: ignore[call-arg]
+    return start, min(start + job.span, job.size)
+
+
 def forward_task(pointer):  # type: ignore[no-untyped-def]
     """Spikes of the spans that this thread takes."""
     job = numba.carray(pointer, 1)[0]
@@ -517,13 +524,11 @@ def forward_task(pointer):  # type: ignore[no-untyped-def]
     thresholds = _array(job.thresholds, job.divisor, (job.levels,))
     grid = job.down, job.right, job.width, job.channels
     subtract = job.subtract != 0
-    while True:
-        start = _add_at(job.taken, 1) * job.span  # type: ignore[call-arg]
-        if start >= job.size:
-            break
-        stop = min(start + job.span, job.size)
+    start, stop = _next_span(job)
+    while start < job.size:
         _forward(x, start, stop, job.block, constants, thresholds, subtract, grid, job.divisor, out)
-        _add_at(job.done, stop - start)
+        _add_at(job.done, stop - start)  # type: ignore[call-arg]
+        start, stop = _next_span(job)
 
 
 def backward_task(pointer):  # type: ignore[no-untyped-def]
@@ -536,11 +541,9 @@ def backward_task(pointer):  # type: ignore[no-untyped-def]
     thresholds = _array(job.thresholds, job.divisor, (job.levels,))
     how = job.subtract != 0, job.kind, (job.first_switch, job.second_switch, job.third_switch)
     grid = job.down, job.right, job.width, job.channels
-    while True:
-        start = _add_at(job.taken, 1) * job.span  # type: ignore[call-arg]
-        if start >= job.size:
-            break
-        stop = min(start + job.span, job.size)
-        settings = job.setting, job.cost
+    settings = job.setting, job.cost
+    start, stop = _next_span(job)
+    while start < job.size:
         _backward(x, errors, start, stop, job.block, constants, thresholds, how, settings, grid, job.divisor, out)
-        _add_at(job.done, stop - start)
+        _add_at(job.done, stop - start)  # type: ignore[call-arg]
+        start, stop = _next_span(job)
