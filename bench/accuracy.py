@@ -57,7 +57,8 @@ class Row:
 
 
 MNIST = "MNIST 15C5-P2-40C5-P2-300, T = 5"
-SUBSET = (("subset", "true"), ("validation", "100"))
+SUBSET = (("subset", "true"), ("validation", "100"), ("epochs", "60"), ("learning_rate", "0.002"))
+"""An epoch of 900 recordings is 18 batches: 20 of them at the recipe's rate gave 89 % on validation."""
 FASHION_CNN = "Fashion-MNIST 32C5-P2-64C5-P2-1024, T = 5"
 ROWS = (
     Row("mnist-tssl", MNIST, "tssl", "99.50 ± .02, best 99.53", 99.4),
